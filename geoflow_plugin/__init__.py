@@ -1,0 +1,1 @@
+from geoflow_plugin import calculus, geometry, spaces

@@ -1,0 +1,189 @@
+"""Divergence, gradient and Laplacian on any supported space, exact or stochastic.
+
+With E a Frobenius-orthonormal tangent basis, the flat divergence of a tangent field u is
+sum_i <e_i, D_{e_i} u>: dim forward-mode products, batched, that depend only on values on
+the manifold. The metric adds the derivative of its log volume element along u.
+"""
+
+import torch
+from torch.func import jvp, vjp, vmap
+
+from geoflow_plugin import geometry
+
+__all__ = ["divergence", "gradient", "laplacian", "value_and_divergence"]
+
+
+def value_and_divergence(
+    space, field, points, method="exact", n_probes=1, generator=None
+):
+    """Tangential part of a field and its Riemannian divergence, in one pass.
+
+    Unlike ``divergence`` this looks at no values, so that it can sit in hot loops.
+
+    Parameters
+    ----------
+    space : geomstats Manifold
+    field : callable
+        Points (n, *space.shape) to ambient vectors (n, *space.shape).
+    points : torch.Tensor, shape=(n, *space.shape)
+    method : {"exact", "hutchinson"}
+        All dim directions of a tangent basis, or random ones.
+    n_probes : int
+        Number of Hutchinson probes; more probes, less variance.
+    generator : torch.Generator, optional
+        Source of the probes.
+
+    Returns
+    -------
+    tangent_vec : torch.Tensor, shape=(n, *space.shape)
+    divergence : torch.Tensor, shape=(n,)
+
+    Raises
+    ------
+    ValueError
+        Unknown method, or a field of another shape than its points.
+    """
+    directions = _directions(space, points, method, n_probes, generator)
+    n_axes = len(space.shape)
+
+    def tangent_field(x):
+        # torch.compile cannot take views of dual tensors; a copy costs nothing here
+        x = x.clone()
+        vector = field(x)
+        if vector.shape != x.shape:
+            raise ValueError(
+                f"field: expected vectors of shape {tuple(x.shape)}, got "
+                f"{tuple(vector.shape)}."
+            )
+        tangent_vec = geometry.to_tangent(space, vector, x)
+        return tangent_vec, tangent_vec
+
+    def along(direction):
+        _, change, tangent_vec = jvp(
+            tangent_field, (points,), (direction,), has_aux=True
+        )
+        return (direction * change).flatten(-n_axes).sum(-1), tangent_vec
+
+    # The basis is batched, the points are not: they go through the field once.
+    products, tangent_vec = vmap(along, out_dims=(0, None))(directions)
+    total = products.mean(0) if method == "hutchinson" else products.sum(0)
+    return tangent_vec, total + _volume_term(space, points, tangent_vec)
+
+
+def divergence(space, field, points, method="exact", n_probes=1, generator=None):
+    """Riemannian divergence of the tangential part of a field.
+
+    Parameters
+    ----------
+    space : geomstats Manifold
+        The divergence is with respect to the volume of ``space.metric``.
+    field : callable
+        Points (n, *space.shape) to ambient vectors (n, *space.shape); an
+        ``nn.Module`` or any function made of torch operations. It is projected onto
+        the tangent space here.
+    points : torch.Tensor, shape=(n, *space.shape)
+        Points of the space.
+    method : {"exact", "hutchinson"}
+        ``"exact"`` takes dim forward-mode products, ``"hutchinson"`` ``n_probes``
+        random ones, without bias.
+    n_probes : int
+        Number of Hutchinson probes.
+    generator : torch.Generator, optional
+        Source of the probes.
+
+    Returns
+    -------
+    divergence : torch.Tensor, shape=(n,)
+        Differentiable in the points and in the parameters of the field.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an unsupported space, or points that are no finite points of it.
+    """
+    geometry.check_points(space, points, name="points")
+    return value_and_divergence(space, field, points, method, n_probes, generator)[1]
+
+
+def gradient(space, potential, points):
+    """Riemannian gradient of a scalar function.
+
+    Parameters
+    ----------
+    space : geomstats Manifold
+    potential : callable
+        Points (n, *space.shape) to scalars (n,) or (n, 1), row by row.
+    points : torch.Tensor, shape=(n, *space.shape)
+
+    Returns
+    -------
+    gradient : torch.Tensor, shape=(n, *space.shape)
+        Tangent vectors, with ``inner_product(grad, v) = d potential(v)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an unsupported space, points off it, or a potential that is not scalar.
+    """
+    geometry.check_points(space, points, name="points")
+    return _gradient(space, potential, points)
+
+
+def laplacian(space, potential, points, method="exact", n_probes=1, generator=None):
+    """Laplace-Beltrami operator of a scalar function, div grad.
+
+    Parameters and errors are those of ``gradient`` and ``divergence``.
+
+    Returns
+    -------
+    laplacian : torch.Tensor, shape=(n,)
+    """
+    geometry.check_points(space, points, name="points")
+    return value_and_divergence(
+        space,
+        lambda x: _gradient(space, potential, x),
+        points,
+        method,
+        n_probes,
+        generator,
+    )[1]
+
+
+def _directions(space, points, method, n_probes, generator):
+    """Probes as (k, n, *shape): the basis itself, or random signs times it."""
+    if method not in ("exact", "hutchinson"):
+        raise ValueError(f"method: expected 'exact' or 'hutchinson', got {method!r}.")
+    basis = geometry.tangent_basis(space, points)
+    if method == "exact":
+        return basis.movedim(1, 0).contiguous()  # torch.compile needs one layout
+    if isinstance(n_probes, bool) or not isinstance(n_probes, int) or n_probes < 1:
+        raise ValueError(f"n_probes: expected an integer >= 1, got {n_probes!r}.")
+    shape = (n_probes, points.shape[0], 1, space.dim)
+    bits = torch.randint(0, 2, shape, generator=generator, device=points.device)
+    signs = (2 * bits - 1).to(points.dtype)
+    return (signs @ basis.flatten(2)).reshape(n_probes, *points.shape)
+
+
+def _volume_term(space, points, tangent_vec):
+    """Derivative of the log volume element along the field; zero where constant."""
+    return jvp(
+        lambda x: geometry.log_volume_element(space, x), (points,), (tangent_vec,)
+    )[1]
+
+
+def _gradient(space, potential, points):
+    def scalar(x):
+        value = potential(x)
+        if value.shape == (x.shape[0], 1):
+            value = value.squeeze(-1)
+        if value.shape != x.shape[:1]:
+            raise ValueError(
+                f"potential: expected scalars of shape ({x.shape[0]},), got "
+                f"{tuple(value.shape)}."
+            )
+        return value
+
+    value, pullback = vjp(scalar, points)
+    (flat,) = pullback(torch.ones_like(value))
+    tangent = geometry.to_tangent(space, flat, points)
+    return geometry.sharp(space, tangent, points)

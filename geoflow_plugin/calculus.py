@@ -47,8 +47,6 @@ def value_and_divergence(
     n_axes = len(space.shape)
 
     def tangent_field(x):
-        # torch.compile cannot take views of dual tensors; a copy costs nothing here
-        x = x.clone()
         vector = field(x)
         if vector.shape != x.shape:
             raise ValueError(

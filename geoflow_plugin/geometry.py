@@ -35,6 +35,7 @@ __all__ = [
     "log_volume",
     "log_volume_element",
     "metric_scale",
+    "origin",
     "projection",
     "quasi_uniform",
     "random_kernel",
@@ -113,6 +114,11 @@ def to_tangent(space, vector, base_point):
 @_required
 def tangent_basis(space, base_point):
     """Frobenius-orthonormal tangent basis, shape (..., dim, *space.shape)."""
+
+
+@_required
+def origin(space):
+    """A fixed point of the space, shape=space.shape: a pole, the identity, zero."""
 
 
 @_required

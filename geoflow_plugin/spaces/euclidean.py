@@ -35,6 +35,11 @@ def _(space, base_point):
     return eye.expand(*base_point.shape[:-1], space.dim, space.dim)
 
 
+@geometry.origin.register(Euclidean)
+def _(space):
+    return torch.zeros(space.dim, dtype=torch.float64)
+
+
 @geometry.constraint_residual.register(Euclidean)
 def _(space, point):
     return torch.zeros_like(point[..., 0])

@@ -62,6 +62,11 @@ def _(space, base_point):
     return base_point.unsqueeze(-3) @ _lie_algebra_basis(space.n, base_point)
 
 
+@geometry.origin.register(Matrices)
+def _(space):
+    return torch.eye(space.n, dtype=torch.float64)
+
+
 @geometry.constraint_residual.register(Matrices)
 def _(space, point):
     eye = torch.eye(space.n, dtype=point.dtype, device=point.device)

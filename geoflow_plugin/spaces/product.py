@@ -49,7 +49,8 @@ def _factors(space):
 def _split(space, array):
     """Factor parts (..., *factor.shape) of points or vectors (..., *space.shape)."""
     factors, _ = _factors(space)
-    flat = array.flatten(array.ndim - len(space.shape))
+    # a copy first: torch.compile cannot take views of dual tensors
+    flat = array.clone().flatten(array.ndim - len(space.shape))
     parts = flat.split([math.prod(factor.shape) for factor in factors], dim=-1)
     return [
         part.reshape(*part.shape[:-1], *factor.shape)
@@ -109,6 +110,11 @@ def _combine(space, function, *arrays):
         (function(factor, *part), factor, scale)
         for factor, part, scale in zip(factors, parts, scales, strict=True)
     ]
+
+
+@_register(geometry.origin)
+def _(space):
+    return _join(space, [geometry.origin(factor) for factor in _factors(space)[0]])
 
 
 @_register(geometry.constraint_residual)

@@ -56,6 +56,12 @@ def _(space, base_point):
     return eye[1:] - outer
 
 
+@geometry.origin.register(Hypersphere)
+def _(space):
+    _extrinsic(space)
+    return torch.eye(space.dim + 1, dtype=torch.float64)[0]
+
+
 @geometry.constraint_residual.register(Hypersphere)
 def _(space, point):
     _extrinsic(space)

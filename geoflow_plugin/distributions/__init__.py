@@ -1,0 +1,1 @@
+"""Distributions on a space: bases, baselines and flows."""

@@ -1,0 +1,265 @@
+"""Kernel density estimation, with one bandwidth or a mixture of several."""
+
+import math
+
+import torch
+
+from geoflow_plugin import geometry
+from geoflow_plugin.distributions.base import Distribution, as_points
+
+__all__ = ["KernelDensity", "KernelMixture"]
+
+_CHUNK = 2**21  # pairs of points held at a time
+
+
+class KernelMixture(Distribution):
+    """Mixture of kernels exp(-squared_chord / (2 bandwidth^2)) at given centres.
+
+    On spheres these are von Mises-Fisher laws, on tori products of von Mises laws, on
+    rotations matrix Langevin laws, on R^d normal laws.
+
+    Parameters
+    ----------
+    space : geomstats Manifold
+    centers : torch.Tensor, shape=(m, *space.shape)
+    bandwidths : torch.Tensor, shape=(b,) or (b, m)
+        Shared by all centres, or one for each of them; in units of the metric.
+    weights : torch.Tensor, shape=(b,) or (b, m)
+        Positive; shared weights are spread evenly over the centres.
+    """
+
+    def __init__(self, space, centers, bandwidths, weights):
+        super().__init__(space, centers.dtype)
+        self.register_buffer("centers", centers.detach().clone())
+        self.register_buffer("bandwidths", bandwidths.detach().to(centers).clone())
+        self.register_buffer("weights", weights.detach().to(centers).clone())
+        self.to(centers.device)
+        self._normalize()
+
+    def _normalize(self):
+        """Turn the weights into log amplitudes of the kernels, (b, 1) or (b, m)."""
+        shared = self.weights.ndim == 1
+        columns = (lambda t: t.unsqueeze(-1)) if shared else (lambda t: t)
+        normalizer = geometry.log_kernel_normalizer(self.space, self.bandwidths)
+        total = self.weights.sum()
+        if shared:
+            total = total * len(self.centers)
+        amplitude = (self.weights / total).log() - normalizer
+        self.register_buffer("_log_amplitude", columns(amplitude), persistent=False)
+        precision = 0.5 / self.bandwidths.square()
+        self.register_buffer("_precision", columns(precision), persistent=False)
+
+    def _log_prob(self, x):
+        return _over_chunks(self._log_density, x, len(self.centers))
+
+    def training_log_prob(self, x, generator=None):
+        """Log density without the kernel that stands on a point itself.
+
+        A point that equals k of the m centres is scored by the other m - 1, the k - 1
+        equal ones included: leave-one-out for the points that the estimate was fitted
+        to, the ordinary log density elsewhere.
+        """
+        return _over_chunks(self._log_density_elsewhere, x, len(self.centers))
+
+    def _log_density(self, x):
+        squared = geometry.squared_chord(self.space, x, self.centers)
+        terms = [
+            torch.logsumexp(a - p * squared, dim=1)
+            for a, p in zip(self._log_amplitude, self._precision, strict=True)
+        ]
+        return torch.logsumexp(torch.stack(terms), dim=0)
+
+    def _log_density_elsewhere(self, x):
+        squared = geometry.squared_chord(self.space, x, self.centers)
+        own = squared.detach() == 0
+        n_own = own.sum(1)
+        m = len(self.centers)
+        terms = []
+        for a, p in zip(self._log_amplitude, self._precision, strict=True):
+            others = (a - p * squared).masked_fill(own, -math.inf)
+            terms.append(torch.logsumexp(others, dim=1))
+            repeats = torch.where(n_own > 1, (n_own - 1).to(squared).log(), -math.inf)
+            terms.append(repeats + a[:1])
+        value = torch.logsumexp(torch.stack(terms), dim=0)
+        return value + torch.where(n_own > 0, math.log(m / max(m - 1, 1)), 0.0)
+
+    def _draw(self, n, generator):
+        weights = (self._log_amplitude + geometry.log_kernel_normalizer(
+            self.space, self.bandwidths
+        ).reshape(self._log_amplitude.shape)).exp()
+        weights = weights.expand(len(self.bandwidths), len(self.centers))
+        index = _choose(weights.flatten(), n, generator)
+        row, center = index // len(self.centers), index % len(self.centers)
+        bandwidths = self.bandwidths.reshape(len(self.bandwidths), -1)
+        bandwidth = bandwidths.expand_as(weights)[row, center]
+        x = geometry.random_kernel(
+            self.space, self.centers[center], bandwidth, generator
+        )
+        return x, None
+
+
+class KernelDensity(Distribution):
+    """Kernel density estimate whose bandwidths are chosen by held-out likelihood.
+
+    Parameters
+    ----------
+    space : geomstats Manifold
+    bandwidth : float, sequence of float, or None
+        One bandwidth is used as it is; among several the estimate is the mixture that
+        maximises the leave-one-out likelihood of the data (a concave problem, solved
+        by EM). Default: a geometric grid by factors of the square root of 2, from the
+        spread of the data down to where the dtype's digits end.
+    dtype : torch.dtype, optional
+        Default: that of the data.
+
+    Notes
+    -----
+    Data with exact repeats make the leave-one-out likelihood favour the smallest
+    bandwidth on offer, without bound; drop repeats first if they mean nothing.
+    """
+
+    n_queries = 4096  # data points on which the mixture of bandwidths is judged
+    negligible = 1e-3  # bandwidths of a smaller share are dropped
+
+    def __init__(self, space, bandwidth=None, dtype=None):
+        super().__init__(space, dtype)
+        geometry.log_kernel_normalizer(space, torch.ones(1))  # refuses by name
+        if bandwidth is not None:
+            bandwidth = torch.as_tensor(bandwidth, dtype=torch.float64).reshape(-1)
+            if not len(bandwidth) or not bool(((bandwidth > 0) & bandwidth.isfinite())
+                                              .all()):
+                raise ValueError(
+                    f"bandwidth: expected positive numbers, got {bandwidth.tolist()}."
+                )
+        self.bandwidth = bandwidth
+        self._dtype = dtype
+        self.kernels = None
+
+    @classmethod
+    def supports(cls, space):
+        """Whether the space has a normalised kernel."""
+        try:
+            geometry.log_kernel_normalizer(space, torch.ones(1))
+        except TypeError:
+            return False
+        return super().supports(space)
+
+    def fit(self, X, *, seed=0):
+        """Place a kernel on every point and choose the bandwidths.
+
+        Parameters
+        ----------
+        X : torch.Tensor or array, shape=(n, *space.shape)
+            At least two points of the space.
+        seed : int
+            Chooses the points on which bandwidths are judged when there are many.
+
+        Returns
+        -------
+        self : KernelDensity
+
+        Raises
+        ------
+        TypeError, ValueError
+            For anything but a batch of finite points on the space.
+        """
+        self._check_metric()
+        X = as_points(self.space, X)
+        if len(X) < 2:
+            raise ValueError("X: expected at least two points, got one.")
+        X = X.to(dtype=self._dtype or X.dtype)
+        self.to(X.device, X.dtype)
+        bandwidths = self.bandwidth
+        if bandwidths is None:
+            bandwidths = self._grid(X)
+        bandwidths = bandwidths.to(X)
+        weights = torch.ones_like(bandwidths)
+        if len(bandwidths) > 1:
+            generator = torch.Generator().manual_seed(seed)
+            weights = self._share_weights(X, bandwidths, generator)
+            kept = weights > self.negligible
+            bandwidths, weights = bandwidths[kept], weights[kept]
+        weights = weights / weights.sum()
+        self.kernels = KernelMixture(self.space, X, bandwidths, weights)
+        return self
+
+    @property
+    def bandwidths(self):
+        """Bandwidths in use after ``fit``, shape=(b,)."""
+        return self._fitted().bandwidths
+
+    @property
+    def weights(self):
+        """Their shares of the mixture, shape=(b,)."""
+        return self._fitted().weights
+
+    def _grid(self, X):
+        flat = X.flatten(1)
+        spread = (flat - flat.mean(0)).square().sum(-1).mean().sqrt()
+        spread = float(spread) * math.sqrt(geometry.metric_scale(self.space))
+        widest = 2 * max(spread, 1e-3) / math.sqrt(self.space.dim)
+        digits = torch.finfo(X.dtype).eps
+        narrowest = max(64 * digits, 1e-5) * widest
+        steps = int(2 * math.log2(widest / narrowest)) + 1
+        return widest * 2 ** (-0.5 * torch.arange(steps, dtype=torch.float64))
+
+    def _share_weights(self, X, bandwidths, generator, n_iterations=500):
+        """EM for the shares of the bandwidths under the leave-one-out likelihood."""
+        n = len(X)
+        rows = torch.randperm(n, generator=generator)[: self.n_queries]
+        rows = rows.to(X.device)
+        normalizer = geometry.log_kernel_normalizer(self.space, bandwidths)
+        parts = []
+        for part in rows.split(max(1, _CHUNK // n)):
+            squared = geometry.squared_chord(self.space, X[part], X)
+            squared[torch.arange(len(part)), part] = math.inf
+            parts.append(
+                torch.stack(
+                    [
+                        torch.logsumexp(squared * (-0.5 / h**2), dim=1) - c
+                        for h, c in zip(bandwidths, normalizer, strict=True)
+                    ],
+                    dim=1,
+                )
+            )
+        log_density = torch.cat(parts).double()
+        log_weights = torch.full_like(log_density[0], -math.log(len(bandwidths)))
+        for _ in range(n_iterations):
+            joint = log_density + log_weights
+            posterior = joint - torch.logsumexp(joint, dim=1, keepdim=True)
+            log_weights = torch.logsumexp(posterior, dim=0) - math.log(len(posterior))
+        return log_weights.exp().to(bandwidths)
+
+    def _log_prob(self, x):
+        return self._fitted()._log_prob(x)
+
+    def training_log_prob(self, x, generator=None):
+        """Leave-one-out log density; see ``KernelMixture.training_log_prob``."""
+        return self._fitted().training_log_prob(x)
+
+    def _draw(self, n, generator):
+        return self._fitted()._draw(n, generator)
+
+    def _fitted(self):
+        if self.kernels is None:
+            raise ValueError(
+                "KernelDensity: not fitted yet; call fit(X) with points of the space."
+            )
+        return self.kernels
+
+
+def _over_chunks(function, x, n_centers):
+    size = max(1, _CHUNK // n_centers)
+    if len(x) <= size:
+        return function(x)
+    return torch.cat([function(part) for part in x.split(size)])
+
+
+def _choose(weights, n, generator):
+    """Indices drawn with these weights; unlike torch.multinomial of any length."""
+    total = weights.double().cumsum(0)
+    uniform = torch.rand(
+        n, generator=generator, device=weights.device, dtype=torch.float64
+    )
+    index = torch.searchsorted(total, uniform * total[-1], right=True)
+    return index.clamp_max(len(weights) - 1)

@@ -1,0 +1,90 @@
+"""Mixtures of distributions on one space."""
+
+
+import torch
+from torch import nn
+
+from geoflow_plugin.distributions.base import Distribution, as_points, sample_from
+from geoflow_plugin.distributions.kernel_density import _choose
+
+__all__ = ["Mixture"]
+
+
+class Mixture(Distribution):
+    """Weighted mixture sum_j weight_j p_j(x) of distributions on one space.
+
+    A Moser flow on the uniform base mixed with a kernel density is itself a Moser
+    flow: its base is the mixture of the kernel density and the uniform law, its field
+    moves the uniform part alone.
+
+    Parameters
+    ----------
+    space : geomstats Manifold
+    components : sequence of distributions on the space
+        Ours or of normflows.
+    weights : sequence of float, optional
+        Positive; default: equal. ``fit`` replaces them.
+    """
+
+    def __init__(self, space, components, weights=None):
+        components = list(components)
+        if not components:
+            raise ValueError("components: expected at least one distribution, got none")
+        dtype = next((c.dtype for c in components if hasattr(c, "dtype")), None)
+        super().__init__(space, dtype)
+        self.components = nn.ModuleList(components)
+        weights = [1.0] * len(components) if weights is None else list(weights)
+        weights = torch.as_tensor(weights, dtype=self.dtype)
+        valid = weights.shape == (len(components),) and bool((weights > 0).all())
+        if not valid or not bool(weights.isfinite().all()):
+            raise ValueError(
+                f"weights: expected {len(components)} positive numbers, got "
+                f"{weights.tolist()}."
+            )
+        self.register_buffer("weights", weights / weights.sum())
+
+    def fit(self, X, *, n_iterations=500):
+        """Maximise the likelihood of X over the weights alone (concave, by EM).
+
+        Use data that no component was fitted to, or the one that remembers most wins.
+
+        Parameters
+        ----------
+        X : torch.Tensor or array, shape=(n, *space.shape)
+        n_iterations : int
+
+        Returns
+        -------
+        self : Mixture
+        """
+        self._check_metric()
+        X = as_points(self.space, X).to(self.device, self.dtype)
+        with torch.no_grad():
+            log_density = torch.stack([c.log_prob(X) for c in self.components], dim=1)
+            log_density = log_density.double()
+            log_weights = self.weights.double().log()
+            # One pseudo-observation of each component keeps every weight positive.
+            total = len(X) + len(self.components)
+            for _ in range(n_iterations):
+                joint = log_density + log_weights
+                posterior = joint - torch.logsumexp(joint, dim=1, keepdim=True)
+                log_weights = ((posterior.exp().sum(0) + 1) / total).log()
+            self.weights.copy_(log_weights.exp())
+        return self
+
+    def _log_prob(self, x):
+        values = torch.stack([c.log_prob(x) for c in self.components], dim=1)
+        return torch.logsumexp(values + self.weights.log(), dim=1)
+
+    def _draw(self, n, generator):
+        index = _choose(self.weights, n, generator)
+        counts = torch.bincount(index, minlength=len(self.components)).tolist()
+        parts = [
+            sample_from(component, count, generator)
+            for component, count in zip(self.components, counts, strict=True)
+            if count
+        ]
+        if not parts:
+            return self._anchor.new_zeros(0, *self.space.shape), None
+        order = torch.randperm(n, generator=generator, device=self.device)
+        return torch.cat(parts)[order], None

@@ -1,0 +1,433 @@
+"""Moser flow (Rozen et al. 2021) in the scale of its base.
+
+With u = nu w, the model mu = nu - div u is mu = nu (1 - A w), where
+A w = div w + <grad log nu, w> is the Stein operator of the base nu. The integral of
+nu A w is zero, so mu integrates to one whatever w is; it may be negative, though. What
+``log_prob`` reports is nu rho(1 - A w) / Z with a positive part rho that is the identity
+above ``floor``, and Z = 1 + E_nu[rho(r) - r], whose integrand vanishes wherever the
+model was positive to begin with.
+"""
+
+import hashlib
+import math
+
+import torch
+
+from geoflow_plugin import geometry
+from geoflow_plugin.calculus import value_and_divergence
+from geoflow_plugin.distributions.base import Distribution, Flow, sample_from, score
+from geoflow_plugin.distributions.kernel_density import KernelMixture
+from geoflow_plugin.distributions.mixture import Mixture
+from geoflow_plugin.distributions.uniform import Uniform
+from geoflow_plugin.distributions.wrapped_normal import WrappedNormal
+from geoflow_plugin.layers.moser_transport import MoserTransport
+from geoflow_plugin.networks import SourceField
+
+__all__ = ["MoserFlow"]
+
+_REPLICATES = 8  # independent node sets, whose scatter is the normaliser's error
+_CHUNK = 4096  # points whose divergence is taken at a time
+
+
+class MoserFlow(Flow):
+    r"""Density nu - div(nu w) for a base nu and a learned tangent field w.
+
+    Parameters
+    ----------
+    space : geomstats Manifold
+    base : normflows.distributions.BaseDistribution, optional
+        Any normalised distribution on the space, of this package or of normflows.
+        Default: uniform if the space is compact, the standard wrapped normal if not.
+    field : nn.Module, optional
+        Points (n, *space.shape) to ambient vectors of that shape; their tangential part
+        is w. Default: a ``SourceField``, placed on the data by ``fit``.
+    floor : float
+        The positive part rho leaves 1 - A w alone above ``floor`` and tends to zero
+        below it: rho(r) = floor^2 / (2 floor - r).
+    normalizer_tolerance : float
+        Nodes are added until the standard error of the normaliser Z is below this.
+
+    Attributes
+    ----------
+    history_ : dict of lists
+        After ``fit``: ``step``, ``loss`` and ``validation`` (nats per point).
+
+    References
+    ----------
+    .. [RGNL21] N. Rozen, A. Grover, M. Nickel, Y. Lipman. "Moser Flow:
+       Divergence-based Generative Modeling on Manifolds", NeurIPS 2021.
+    """
+
+    def __init__(
+        self, space, base=None, field=None, *, floor=1e-2, normalizer_tolerance=2e-4
+    ):
+        dtype = _dtype_of(field) or _dtype_of(base) or torch.get_default_dtype()
+        super().__init__(space, dtype)
+        if base is None:
+            compact = geometry.is_compact(space)
+            base = (Uniform if compact else WrappedNormal)(space, dtype=dtype)
+        for name, value in (("floor", floor), ("normalizer_tolerance",
+                                               normalizer_tolerance)):
+            if not 0 < value < 1:
+                raise ValueError(f"{name}: expected a number in (0, 1), got {value!r}.")
+        if not callable(getattr(base, "log_prob", None)):
+            raise TypeError(
+                f"base: expected a distribution with log_prob, got {type(base).__name__}"
+            )
+        if field is not None and not isinstance(field, torch.nn.Module):
+            raise TypeError(
+                f"field: expected a torch.nn.Module, got {type(field).__name__}; wrap a "
+                "plain function in a module."
+            )
+        self.base = base
+        self.field = SourceField(space, dtype=dtype) if field is None else field
+        self.floor = float(floor)
+        self.normalizer_tolerance = float(normalizer_tolerance)
+        self._cache = {}
+        self.to(_device_of(self))
+
+    # The density
+
+    def ratio(self, x):
+        """Model over base, 1 - A w, before the positive part; shape=(n,)."""
+        return self._ratio(x, score(self._base_log_prob, x))
+
+    def _ratio(self, x, base_score):
+        tangent_vec, divergence = value_and_divergence(self.space, self.field, x)
+        pull = (base_score * tangent_vec).flatten(1).sum(-1)
+        return 1 - divergence - pull
+
+    def _positive_part(self, ratio):
+        # continuously differentiable; the clamp keeps the branch not taken finite
+        low = self.floor**2 / (2 * self.floor - ratio.clamp(max=self.floor))
+        return torch.where(ratio >= self.floor, ratio, low)
+
+    def _base_log_prob(self, x):
+        return getattr(self.base, "_log_prob", self.base.log_prob)(x)
+
+    def _log_prob(self, x):
+        log_ratio = self._positive_part(self.ratio(x)).log()
+        return self._base_log_prob(x) + log_ratio - self._log_normalizer()
+
+    # The normaliser
+
+    @torch.no_grad()
+    def normalizer(self):
+        """Integral Z of the positive part, and the standard error of its estimate.
+
+        Returns
+        -------
+        normalizer, standard_error : float
+            1 and 0 if the model density is positive at every node.
+        """
+        state = self._state()
+        return state["normalizer"], state["standard_error"]
+
+    @torch.no_grad()
+    def negative_mass(self):
+        """Mass of the negative part of nu - div u, which ``log_prob`` leaves out."""
+        return self._state()["negative_mass"]
+
+    def _log_normalizer(self):
+        """Log Z as a tensor whose value is cached and whose gradient is the estimate's."""
+        value = self._anchor.new_tensor(math.log(self._state()["normalizer"]))
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        if not (torch.is_grad_enabled() and parameters):
+            return value
+        if "gradient" not in self._cache:
+            self._cache["gradient"] = self._normalizer_gradient(parameters)
+        linear = sum(
+            (g * p).sum()
+            for g, p in zip(self._cache["gradient"], parameters, strict=True)
+        )
+        return value + linear - linear.detach()
+
+    def _normalizer_gradient(self, parameters):
+        x, base_score = self._nodes(1)
+        total = [torch.zeros_like(p) for p in parameters]
+        with torch.enable_grad():
+            for part in _parts(x, base_score):
+                ratio = self._ratio(*part)
+                excess = (self._positive_part(ratio) - ratio).sum()
+                gradient = torch.autograd.grad(excess, parameters, allow_unused=True)
+                for t, g in zip(total, gradient, strict=True):
+                    t += 0 if g is None else g / len(x)
+        return [t / self._cache["normalizer"] for t in total]
+
+    @torch.no_grad()
+    def _state(self):
+        """Z, its error, the negative mass and the largest ratio, for these weights."""
+        fingerprint = self._fingerprint()
+        if self._cache.get("fingerprint") == fingerprint:
+            return self._cache
+        means, negative, peak, doublings = [], [], 0.0, 0
+        while True:
+            ratio = self._ratio_at(*self._nodes(doublings)).double()
+            excess = self._positive_part(ratio) - ratio
+            means.append(excess.reshape(_REPLICATES, -1).mean(1))
+            negative.append((-ratio).clamp_min(0).mean())
+            peak = max(peak, float(ratio.max()))
+            # every round has as many nodes as all before it
+            sizes = torch.tensor([2.0 ** max(0, k - 1) for k in range(len(means))])
+            weight = (sizes / sizes.sum()).to(ratio)
+            replicates = (weight[:, None] * torch.stack(means)).sum(0)
+            error = float(replicates.std() / math.sqrt(_REPLICATES))
+            doublings += 1
+            if error <= self.normalizer_tolerance or doublings > 5:
+                break
+        self._cache = {
+            "fingerprint": fingerprint,
+            "normalizer": 1 + float(replicates.mean()),
+            "standard_error": error,
+            "negative_mass": float((weight * torch.stack(negative)).sum()),
+            "peak": peak,
+            "nodes": self._cache.get("nodes", {}),
+        }
+        return self._cache
+
+    def _fingerprint(self):
+        """Digest of every weight, so that no way of changing one goes unnoticed."""
+        return _digest(self), str(self.device), self.dtype
+
+    def _nodes(self, doublings):
+        """Fixed points of the base law, in equal independent replicates, with scores."""
+        nodes = self._cache.setdefault("nodes", {})
+        key = (doublings, str(self.device), self.dtype, _digest(self.base))
+        if key not in nodes:
+            if any(k[3] != key[3] for k in nodes):
+                nodes.clear()
+            size = 512 * 2 ** max(0, doublings - 1)
+            x = torch.cat([self._node_set(size, 100 * doublings + replicate)
+                           for replicate in range(_REPLICATES)])
+            base_score = torch.cat([score(self._base_log_prob, p).detach() for p in x.split(_CHUNK)])
+            nodes[key] = x, base_score
+        return nodes[key]
+
+    def _node_set(self, n, seed):
+        if isinstance(self.base, Uniform):
+            return geometry.quasi_uniform(self.space, n, seed, self.device, self.dtype)
+        return _seeded_sample(self.base, n, seed, self.device)
+
+    def _ratio_at(self, x, base_score):
+        with torch.no_grad():
+            return torch.cat([self._ratio(*part) for part in _parts(x, base_score)])
+
+    # Learning
+
+    def training_log_prob(self, x, generator=None):
+        """Log density with a fresh, cheap estimate of the normaliser.
+
+        A base that memorised x is scored leave-one-out. The base is not trained.
+        """
+        log_base = self._base_log_prob
+        if isinstance(self.base, Distribution):
+            log_base = self.base.training_log_prob
+        base_log_prob, base_score = log_base(x).detach(), score(log_base, x).detach()
+        nodes = self._training_nodes(max(256, len(x) // 2), generator)
+        return base_log_prob + self._relative_log_prob(x, base_score, *nodes)
+
+    def _relative_log_prob(self, x, base_score, nodes, node_score):
+        """Log of model over base at x, normalised over these nodes of the base."""
+        ratio = self._ratio(
+            torch.cat([x, nodes]), torch.cat([base_score, node_score])
+        )
+        inside, outside = ratio[: len(x)], ratio[len(x) :]
+        normalizer = 1 + (self._positive_part(outside) - outside).mean()
+        return self._positive_part(inside).log() - normalizer.log()
+
+    def _training_nodes(self, n, generator):
+        nodes = sample_from(self.base, n, generator)
+        return nodes, score(self._base_log_prob, nodes).detach()
+
+    def _training_problem(self, train, held_out, generator):
+        """Only the field is trained, and what the base says of the data is kept."""
+        rows_left = torch.arange(len(train), device=train.device)
+        if hasattr(self.field, "initialize") and not hasattr(self, "history_"):
+            used = self.field.initialize(train, generator)
+            if not isinstance(self.base, Uniform):
+                self.field.charge.data.zero_()  # start from the base itself
+            rows_left = rows_left[~torch.isin(rows_left, used)]
+        train = train[rows_left]
+        memory = [self._base_terms(train, leave_out=True)]
+        pool = None
+        if not isinstance(self.base, Uniform):
+            pool = self._training_nodes(16384, _generator_on(self.device, generator))
+        if held_out is not None:
+            memory.append(self._base_terms(held_out, leave_out=False))
+        draws = _generator_on(self.device, generator)
+
+        def loss(rows):
+            rows = rows.to(train.device)
+            log_prob, base_score = (term[rows] for term in memory[0])
+            n_nodes = max(256, len(rows) // 2)
+            if pool is None:
+                nodes = self._training_nodes(n_nodes, draws)
+            else:
+                index = torch.randint(
+                    len(pool[0]), (n_nodes,), generator=draws, device=train.device
+                )
+                nodes = pool[0][index], pool[1][index]
+            relative = self._relative_log_prob(train[rows], base_score, *nodes)
+            return -(log_prob + relative).mean()
+
+        def validate():
+            nodes = self._nodes(0)
+            outside = self._ratio_at(*nodes)
+            normalizer = 1 + (self._positive_part(outside) - outside).mean()
+            log_prob, base_score = memory[1]
+            inside = self._positive_part(self._ratio_at(held_out, base_score))
+            return float(normalizer.log() - (log_prob + inside.log()).mean())
+
+        return self.field, loss, validate, len(train)
+
+    def _base_terms(self, x, leave_out):
+        """Log density and score of the base at fixed points."""
+        log_prob = self._base_log_prob
+        if leave_out and isinstance(self.base, Distribution):
+            log_prob = self.base.training_log_prob
+        with torch.no_grad():
+            value = log_prob(x)
+        gradient = [score(log_prob, part).detach() for part in x.split(_CHUNK)]
+        return value, torch.cat(gradient)
+
+    # Sampling
+
+    def _draw(self, n, generator):
+        x, _ = self._rejection(n, generator)
+        return x, None
+
+    @torch.no_grad()
+    def _rejection(self, n, generator):
+        """Exact samples of the reported density, and how many proposals they took.
+
+        A proposal is accepted with probability f / envelope, f the density over the
+        proposal's. An f above the envelope raises it, and what was accepted before is
+        thinned to the new one, as if it had been there from the start.
+        """
+        proposal = self._proposal()
+        log_envelope = self._log_envelope(proposal)
+        accepted, log_f, n_proposals = [], [], 0
+        count = 0
+        while count < n:
+            wanted = 1.2 * (n - count) * math.exp(log_envelope) + 64
+            x = sample_from(proposal, int(min(wanted, 32 * _CHUNK)), generator)
+            value = self._log_over(proposal, x)
+            n_proposals += len(x)
+            peak = float(value.max())
+            if peak > log_envelope:
+                higher = peak + math.log(1.2)
+                kept = [_bernoulli(torch.full_like(v, log_envelope - higher), generator)
+                        for v in log_f]
+                accepted = [a[k] for a, k in zip(accepted, kept, strict=True)]
+                log_f = [v[k] for v, k in zip(log_f, kept, strict=True)]
+                log_envelope = higher
+            keep = _bernoulli(value - log_envelope, generator)
+            accepted.append(x[keep])
+            log_f.append(value[keep])
+            count = sum(map(len, accepted))
+        if not accepted:
+            return self._anchor.new_zeros(0, *self.space.shape), 0
+        return torch.cat(accepted)[:n], n_proposals
+
+    def _proposal(self):
+        """The base, helped by kernels on the sources of the field where it has any."""
+        self._state()
+        if "proposal" not in self._cache:
+            self._cache["proposal"] = self.base
+            if isinstance(self.field, SourceField) and KernelMixture.supports(self.space):
+                kernels = self._source_kernels()
+                self._cache["proposal"] = Mixture(
+                    self.space, [self.base, kernels], weights=[0.3, 0.7]
+                ).to(self.device, self.dtype)
+        return self._cache["proposal"]
+
+    def _source_kernels(self):
+        # A t law with two degrees of freedom is a normal law whose precision is
+        # exponential: kernels at a few quantiles cover its centre and its tail.
+        levels = torch.tensor([0.05, 0.15, 0.5, 1.2, 2.5, 5.0]).to(self._anchor)
+        scale = math.sqrt(geometry.metric_scale(self.space))
+        widths = (0.5 / levels).sqrt()[:, None] * self.field.widths.detach() * scale
+        shares = torch.tensor([0.1, 0.15, 0.25, 0.25, 0.2, 0.05]).to(self._anchor)
+        weights = shares[:, None] * self.field.shares.detach().clamp_min(1e-12)
+        centers = geometry.projection(self.space, self.field.centers.detach())
+        return KernelMixture(self.space, centers, widths.clamp_max(4.0), weights)
+
+    def _log_over(self, proposal, x):
+        """Log of the unnormalised positive part of the model over the proposal."""
+        ratio = self._ratio_at(x, score(self._base_log_prob, x).detach())
+        value = self._positive_part(ratio).log()
+        if proposal is not self.base:
+            value = value + self._base_log_prob(x) - proposal._log_prob(x)
+        return value
+
+    def _log_envelope(self, proposal):
+        if "log_envelope" not in self._cache:
+            nodes, _ = self._nodes(0)
+            own = _seeded_sample(proposal, len(nodes), 1, self.device)
+            peak = max(float(self._log_over(proposal, x).max()) for x in (nodes, own))
+            self._cache["log_envelope"] = peak + math.log(1.2)
+        return self._cache["log_envelope"]
+
+    def velocity(self, t, x):
+        """Moser's vector field w / (1 - t + t r) at time t in [0, 1]."""
+        tangent_vec = geometry.to_tangent(self.space, self.field(x), x)
+        ratio = self._positive_part(self.ratio(x))
+        speed = 1 / (1 - t + t * ratio)
+        return speed.reshape(-1, *[1] * (x.ndim - 1)) * tangent_vec
+
+    def transport(self, **kwargs):
+        """The invertible map from the base to the data; see ``MoserTransport``."""
+        return MoserTransport(self, **kwargs)
+
+
+def _parts(x, base_score):
+    return zip(x.split(_CHUNK), base_score.split(_CHUNK), strict=True)
+
+
+def _digest(module):
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in module.state_dict().values():
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _dtype_of(module):
+    """Floating dtype of a module's weights, if it has any."""
+    if module is None:
+        return None
+    if isinstance(module, Distribution):
+        return module.dtype
+    tensors = [*module.parameters(), *module.buffers()]
+    return next((t.dtype for t in tensors if t.is_floating_point()), None)
+
+
+def _device_of(module):
+    tensors = [*module.parameters(), *module.buffers()]
+    return tensors[0].device
+
+
+def _bernoulli(log_probability, generator):
+    uniform = torch.rand(
+        log_probability.shape,
+        generator=generator,
+        device=log_probability.device,
+        dtype=log_probability.dtype,
+    )
+    return uniform.log() < log_probability
+
+
+def _generator_on(device, generator):
+    """A generator on a device, seeded by the next draw of another."""
+    seed = int(torch.randint(2**31, (), generator=generator))
+    return torch.Generator(device).manual_seed(seed)
+
+
+def _seeded_sample(distribution, n, seed, device):
+    """Sample that depends on the seed alone and leaves the global stream as it was."""
+    if isinstance(distribution, Distribution):
+        generator = torch.Generator(device).manual_seed(seed)
+        return distribution.sample(n, generator=generator)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        torch.manual_seed(seed)
+        return sample_from(distribution, n, None).detach()

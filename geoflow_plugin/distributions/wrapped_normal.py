@@ -1,0 +1,55 @@
+"""The normal law of a tangent space, carried to the space by the exponential."""
+
+import torch
+
+from geoflow_plugin import geometry
+from geoflow_plugin.distributions.base import Distribution
+
+__all__ = ["WrappedNormal"]
+
+
+class WrappedNormal(Distribution):
+    """Law of exp_mean(scale * z), z standard normal in the tangent space at the mean.
+
+    The density sums over every preimage under the exponential, divided by its volume
+    change; on a compact space of dimension 2 or more it has an integrable pole on the
+    cut locus of the mean, of weight exp(-(distance / scale)^2 / 2).
+
+    Parameters
+    ----------
+    space : geomstats Manifold
+    mean : torch.Tensor, shape=space.shape, optional
+        Default: a fixed point of the space (first pole, identity, origin).
+    scale : float
+        Standard deviation per tangent direction, in units of the metric.
+    dtype : torch.dtype, optional
+        Default: that of the mean, or torch's default dtype.
+
+    Raises
+    ------
+    ValueError, TypeError
+        For a mean off the space, a scale that is not positive, an unknown space.
+    """
+
+    def __init__(self, space, mean=None, scale=1.0, dtype=None):
+        if mean is not None:
+            mean = torch.as_tensor(mean)
+            geometry.check_points(space, mean[None], "mean")
+            dtype = dtype or mean.dtype
+        super().__init__(space, dtype)
+        if mean is None:
+            mean = geometry.origin(space).to(self.dtype)
+        scale = torch.as_tensor(scale, dtype=self.dtype)
+        if scale.ndim or not bool(scale.isfinite()) or not bool(scale > 0):
+            raise ValueError(f"scale: expected one positive number, got {scale}.")
+        self.register_buffer("mean", mean.detach().to(self.dtype).clone())
+        self.register_buffer("scale", scale.detach().clone())
+
+    def _log_prob(self, x):
+        mean = self.mean.expand(x.shape)
+        return geometry.wrapped_normal_log_prob(self.space, x, mean, self.scale)
+
+    def _draw(self, n, generator):
+        mean = self.mean.expand(n, *self.mean.shape)
+        normal = geometry.random_tangent_normal(self.space, mean, generator)
+        return geometry.exp(self.space, self.scale * normal, mean), None

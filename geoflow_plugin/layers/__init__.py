@@ -1,0 +1,6 @@
+"""Maps between distributions, as normflows flows."""
+
+from geoflow_plugin.layers.chart import Chart
+from geoflow_plugin.layers.moser_transport import MoserTransport
+
+__all__ = ["Chart", "MoserTransport"]

@@ -1,0 +1,44 @@
+"""Coordinates of a space as a layer, so that any normflows model works in them."""
+
+import torch
+from normflows.flows import Flow
+
+from geoflow_plugin import geometry
+
+__all__ = ["Chart"]
+
+
+class Chart(Flow):
+    """Coordinates in R^d to points of a space, with the volume change of its metric.
+
+    Tori take angles in radians (``inverse`` returns them in (-pi, pi]), Euclidean space
+    its coordinates. In a normflows model whose base lives on the space, put
+    ``normflows.flows.Reverse(Chart(space))`` first.
+
+    Parameters
+    ----------
+    space : geomstats Manifold
+
+    Raises
+    ------
+    TypeError
+        If no chart of the space covers it up to a null set.
+    """
+
+    def __init__(self, space):
+        super().__init__()
+        geometry.chart_inverse(space, torch.zeros(1, space.dim))
+        self.space = space
+
+    def forward(self, z):
+        """Coordinates (n, dim) to points (n, *space.shape) and log |det|, (n,)."""
+        if z.ndim != 2 or z.shape[1] != self.space.dim:
+            raise ValueError(
+                f"z: expected shape (n, {self.space.dim}), got {tuple(z.shape)}."
+            )
+        return geometry.chart_inverse(self.space, z)
+
+    def inverse(self, z):
+        """Points (n, *space.shape) to coordinates (n, dim) and log |det|, (n,)."""
+        geometry.check_points(self.space, z, "z")
+        return geometry.chart(self.space, z)

@@ -1,9 +1,51 @@
-"""Learnable, normalised densities on the spaces of geomstats."""
+"""Learnable, normalised densities on the spaces of geomstats.
 
-from geoflow_plugin import geometry, layers, networks, spaces
+Importing it gives every geomstats manifold ``equip_with_distribution`` and changes
+nothing else; ``unregister`` takes that back.
+"""
+
+from geoflow_plugin import datasets, geometry, layers, networks, spaces
 from geoflow_plugin.calculus import divergence, gradient, laplacian
+from geoflow_plugin.diagnostics import check_invertibility, check_normalization
+from geoflow_plugin.distributions.base import Distribution, Flow
 from geoflow_plugin.distributions.kernel_density import KernelDensity
 from geoflow_plugin.distributions.mixture import Mixture
 from geoflow_plugin.distributions.moser import MoserFlow
 from geoflow_plugin.distributions.uniform import Uniform
 from geoflow_plugin.distributions.wrapped_normal import WrappedNormal
+from geoflow_plugin.equip import (
+    available_distributions,
+    equip_with_distribution,
+    register,
+    register_distribution,
+    unregister,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Distribution",
+    "Flow",
+    "KernelDensity",
+    "Mixture",
+    "MoserFlow",
+    "Uniform",
+    "WrappedNormal",
+    "available_distributions",
+    "check_invertibility",
+    "check_normalization",
+    "datasets",
+    "divergence",
+    "equip_with_distribution",
+    "geometry",
+    "gradient",
+    "laplacian",
+    "layers",
+    "networks",
+    "register",
+    "register_distribution",
+    "spaces",
+    "unregister",
+]
+
+register()

@@ -33,7 +33,7 @@ class FourierField(nn.Module):
         Default: torch's default dtype, as for any module.
     """
 
-    def __init__(self, shape, n_features=64, hidden=128, depth=2, max_frequency=8.0,
+    def __init__(self, shape, n_features=32, hidden=64, depth=2, max_frequency=8.0,
                  generator=None, dtype=None):
         super().__init__()
         dtype = dtype or torch.get_default_dtype()
@@ -89,6 +89,8 @@ class SourceField(nn.Module):
     space : geomstats Manifold
     n_sources : int
         Number of charges.
+    background : nn.Module, optional
+        Another field that is added, for what bells with heavy tails cannot say.
     generator : torch.Generator, optional
         Draws the first centres, uniform on the space (standard normal if not compact).
     dtype : torch.dtype, optional
@@ -103,10 +105,13 @@ class SourceField(nn.Module):
     # Under Adam, log widths and log charges have to move faster than centres.
     _gain = 10.0
 
-    def __init__(self, space, n_sources=1024, generator=None, dtype=None):
+    def __init__(
+        self, space, n_sources=1024, background=None, generator=None, dtype=None
+    ):
         super().__init__()
         dtype = dtype or torch.get_default_dtype()
         self.space = space
+        self.background = background
         if geometry.is_compact(space):
             centers = geometry.random_uniform(space, n_sources, generator, dtype=dtype)
         else:
@@ -118,7 +123,12 @@ class SourceField(nn.Module):
             torch.full((n_sources,), log_width, dtype=dtype)
         )
         self.scaled_logits = nn.Parameter(torch.zeros(n_sources, dtype=dtype))
-        self.charge = nn.Parameter(torch.zeros((), dtype=dtype))
+        self.scaled_charge = nn.Parameter(torch.zeros((), dtype=dtype))
+
+    @property
+    def charge(self):
+        """Total charge; zero at first, so that a flow starts at its base."""
+        return self._gain * self.scaled_charge
 
     @property
     def widths(self):
@@ -142,46 +152,85 @@ class SourceField(nn.Module):
         charges = self.charge * self.shares
         pull = kernel @ (charges.unsqueeze(-1) * centers)
         push = (kernel @ charges).unsqueeze(-1) * point
-        return (pull - push).reshape(x.shape)
+        vector = (pull - push).reshape(x.shape)
+        return vector if self.background is None else vector + self.background(x)
 
     @torch.no_grad()
-    def initialize(self, points, generator=None, n_neighbors=5):
-        """Put the sources on data, each as wide as the way to its ``n_neighbors``-th.
+    def initialize(self, points, generator=None, n_neighbors=(5, 2, 12, 30)):
+        """Put the sources on data, each as wide as the way to a near neighbour.
 
-        On a compact space the total charge becomes 0.9 of what keeps the density of a
-        flow on the uniform base positive.
+        With more sources than points, several of different widths stand on each. All
+        widths are then multiplied by the power of two, and the total charge becomes 0.9
+        of what keeps the density positive, that serve a flow on the uniform base best,
+        judged by leave-one-out likelihood.
+
+        Parameters
+        ----------
+        points : torch.Tensor, shape=(n, *space.shape)
+        generator : torch.Generator, optional
+            Chooses the points; a CPU generator.
+        n_neighbors : sequence of int
+            Which neighbour sets the width of the first, second, ... source of a point.
 
         Returns
         -------
-        used : torch.Tensor of int
-            Rows that became centres. Hold them out of the likelihood: a source flatters
-            the point on which it stands.
+        anchors : torch.Tensor of int, shape=(n_sources,)
+            Row of ``points`` on which each source stands.
         """
         n, k = len(points), len(self.centers)
         order = torch.randperm(n, generator=generator).to(points.device)
-        used = order[: min(k, (n + 1) // 2)]
-        flat = points.flatten(1)
-        neighbor = min(n_neighbors + 1, n)
-        width = torch.cat(
-            [
-                _squared_distances(part, flat).kthvalue(neighbor, dim=1).values.sqrt()
-                for part in flat[used].split(128)
-            ]
-        )
-        floor = width.median().clamp_min(1e-3) / 100
-        log_width = width.clamp_min(floor).log() / self._gain
-        tile = torch.arange(k, device=points.device) % len(used)
-        self.centers.copy_(points[used[tile]])
-        self.scaled_log_widths.copy_(log_width[tile])
+        used = order[:k]
+        width = _neighbor_distances(points[used], points, n_neighbors)
+        source = torch.arange(k, device=points.device)
+        row, scale = source % len(used), (source // len(used)) % len(n_neighbors)
+        anchors = used[row]
+        self.centers.copy_(points[anchors])
         self.scaled_logits.zero_()
-        if geometry.is_compact(self.space):
-            probe = geometry.quasi_uniform(
-                self.space, 2048, device=points.device, dtype=points.dtype
-            )
-            self.charge.fill_(1.0)
+        self.scaled_charge.fill_(1 / self._gain)
+        log_width = width[row, scale].log() / self._gain
+        self.scaled_log_widths.copy_(log_width)
+        if not geometry.is_compact(self.space):
+            return anchors
+        probe = geometry.quasi_uniform(
+            self.space, 1024, device=points.device, dtype=points.dtype
+        )
+        query = order[:1024]
+        best, best_likelihood = (0.0, 0.0), -math.inf
+        for doubling in range(-2, 8):
+            shift = doubling * math.log(2) / self._gain
+            self.scaled_log_widths.copy_(log_width + shift)
+            self.scaled_charge.fill_(1 / self._gain)
             _, sink = value_and_divergence(self.space, self, probe)
-            self.charge.fill_(0.9 / float(sink.max().clamp_min(1e-6)))
-        return used
+            charge = 0.9 / float(sink.max().clamp_min(1e-6))
+            _, sink = value_and_divergence(self.space, self, points[query])
+            own = self.own_ratio(points[anchors])
+            own = own.new_zeros(n).index_add(0, anchors, own)[query]
+            ratio = (1 - charge * (sink + own)).clamp_min(1e-3)
+            likelihood = float(ratio.log().mean())
+            if likelihood > best_likelihood:
+                best, best_likelihood = (shift, charge), likelihood
+        self.scaled_log_widths.copy_(log_width + best[0])
+        self.scaled_charge.fill_(best[1] / self._gain)
+        return anchors
+
+    def own_ratio(self, points):
+        """What each source adds to a flow's ratio at one point of its own.
+
+        The bell of the class docstring, up to curvature: exact at the centre, where the
+        field of the source vanishes, on any space and over any base.
+
+        Parameters
+        ----------
+        points : torch.Tensor, shape=(n_sources, *space.shape)
+
+        Returns
+        -------
+        own_ratio : torch.Tensor, shape=(n_sources,)
+        """
+        dim, square = self.space.dim, self.widths.square()
+        squared = (points - self.centers).flatten(1).square().sum(-1)
+        bell = dim * square * (squared + square) ** (-dim / 2 - 1)
+        return self.charge * self.shares * bell
 
 
 def _squared_distances(points, centers):
@@ -189,3 +238,16 @@ def _squared_distances(points, centers):
     return sum(
         (points[:, k : k + 1] - centers[:, k]).square() for k in range(points.shape[1])
     )
+
+
+def _neighbor_distances(centers, points, n_neighbors):
+    """Array distance of each centre to its j-th neighbour, one column for each j."""
+    neighbors = [min(j, len(points) - 1) for j in n_neighbors]
+    parts = []
+    for part in centers.flatten(1).split(128):
+        squared = _squared_distances(part, points.flatten(1))
+        nearest = squared.topk(max(neighbors) + 1, dim=1, largest=False).values
+        parts.append(nearest[:, neighbors].sqrt())
+    width = torch.cat(parts)
+    # repeated points are at distance zero
+    return width.clamp_min(float(width[:, 0].median().clamp_min(1e-3)) / 100)

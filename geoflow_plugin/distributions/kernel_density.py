@@ -9,7 +9,7 @@ from geoflow_plugin.distributions.base import Distribution, as_points
 
 __all__ = ["KernelDensity", "KernelMixture"]
 
-_CHUNK = 2**21  # pairs of points held at a time
+_CHUNK = 2**17  # pairs of points held at a time; they fit a core's cache
 
 
 class KernelMixture(Distribution):
@@ -64,7 +64,7 @@ class KernelMixture(Distribution):
     def _log_density(self, x):
         squared = geometry.squared_chord(self.space, x, self.centers)
         terms = [
-            torch.logsumexp(a - p * squared, dim=1)
+            _log_sum_exp(a - p * squared)
             for a, p in zip(self._log_amplitude, self._precision, strict=True)
         ]
         return torch.logsumexp(torch.stack(terms), dim=0)
@@ -74,12 +74,11 @@ class KernelMixture(Distribution):
         own = squared.detach() == 0
         n_own = own.sum(1)
         m = len(self.centers)
+        repeats = torch.where(n_own > 1, (n_own - 1).to(squared).log(), -math.inf)
         terms = []
         for a, p in zip(self._log_amplitude, self._precision, strict=True):
             others = (a - p * squared).masked_fill(own, -math.inf)
-            terms.append(torch.logsumexp(others, dim=1))
-            repeats = torch.where(n_own > 1, (n_own - 1).to(squared).log(), -math.inf)
-            terms.append(repeats + a[:1])
+            terms += [_log_sum_exp(others), repeats + a[:1]]
         value = torch.logsumexp(torch.stack(terms), dim=0)
         return value + torch.where(n_own > 0, math.log(m / max(m - 1, 1)), 0.0)
 
@@ -107,8 +106,8 @@ class KernelDensity(Distribution):
     bandwidth : float, sequence of float, or None
         One bandwidth is used as it is; among several the estimate is the mixture that
         maximises the leave-one-out likelihood of the data (a concave problem, solved
-        by EM). Default: a geometric grid by factors of the square root of 2, from the
-        spread of the data down to where the dtype's digits end.
+        by EM). Default: a grid of powers of 2, from the spread of the data down to
+        where the dtype's digits end.
     dtype : torch.dtype, optional
         Default: that of the data.
 
@@ -119,7 +118,7 @@ class KernelDensity(Distribution):
     """
 
     n_queries = 4096  # data points on which the mixture of bandwidths is judged
-    negligible = 1e-3  # bandwidths of a smaller share are dropped
+    negligible = 5e-3  # bandwidths of a smaller share are dropped
 
     def __init__(self, space, bandwidth=None, dtype=None):
         super().__init__(space, dtype)
@@ -198,10 +197,10 @@ class KernelDensity(Distribution):
         spread = (flat - flat.mean(0)).square().sum(-1).mean().sqrt()
         spread = float(spread) * math.sqrt(geometry.metric_scale(self.space))
         widest = 2 * max(spread, 1e-3) / math.sqrt(self.space.dim)
-        digits = torch.finfo(X.dtype).eps
-        narrowest = max(64 * digits, 1e-5) * widest
-        steps = int(2 * math.log2(widest / narrowest)) + 1
-        return widest * 2 ** (-0.5 * torch.arange(steps, dtype=torch.float64))
+        # narrower kernels than this would be rounded away in the points themselves
+        narrowest = max(512 * torch.finfo(X.dtype).eps, 1e-5) * widest
+        steps = int(math.log2(widest / narrowest)) + 1
+        return widest * 0.5 ** torch.arange(steps, dtype=torch.float64)
 
     def _share_weights(self, X, bandwidths, generator, n_iterations=500):
         """EM for the shares of the bandwidths under the leave-one-out likelihood."""
@@ -216,7 +215,7 @@ class KernelDensity(Distribution):
             parts.append(
                 torch.stack(
                     [
-                        torch.logsumexp(squared * (-0.5 / h**2), dim=1) - c
+                        _log_sum_exp(squared * (-0.5 / h**2)) - c
                         for h, c in zip(bandwidths, normalizer, strict=True)
                     ],
                     dim=1,
@@ -246,6 +245,12 @@ class KernelDensity(Distribution):
                 "KernelDensity: not fitted yet; call fit(X) with points of the space."
             )
         return self.kernels
+
+
+def _log_sum_exp(exponents):
+    """torch.logsumexp along dim 1 with half its passes over memory."""
+    peak = exponents.detach().amax(1, keepdim=True).clamp_min(-1e30)
+    return (exponents - peak).exp().sum(1).log() + peak.squeeze(1)
 
 
 def _over_chunks(function, x, n_centers):

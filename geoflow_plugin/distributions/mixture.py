@@ -1,6 +1,8 @@
 """Mixtures of distributions on one space."""
 
 
+import math
+
 import torch
 from torch import nn
 
@@ -47,6 +49,8 @@ class Mixture(Distribution):
         """Maximise the likelihood of X over the weights alone (concave, by EM).
 
         Use data that no component was fitted to, or the one that remembers most wins.
+        The best single component is kept alone unless the mixture beats it by more
+        than one standard error of their paired difference.
 
         Parameters
         ----------
@@ -56,25 +60,38 @@ class Mixture(Distribution):
         Returns
         -------
         self : Mixture
+
+        Raises
+        ------
+        TypeError, ValueError
+            For anything but a batch of finite points on the space.
         """
         self._check_metric()
         X = as_points(self.space, X).to(self.device, self.dtype)
         with torch.no_grad():
             log_density = torch.stack([c.log_prob(X) for c in self.components], dim=1)
             log_density = log_density.double()
-            log_weights = self.weights.double().log()
-            # One pseudo-observation of each component keeps every weight positive.
-            total = len(X) + len(self.components)
+            log_weights = torch.full_like(log_density[0], -math.log(len(self.weights)))
             for _ in range(n_iterations):
                 joint = log_density + log_weights
                 posterior = joint - torch.logsumexp(joint, dim=1, keepdim=True)
-                log_weights = ((posterior.exp().sum(0) + 1) / total).log()
+                log_weights = torch.logsumexp(posterior, dim=0) - math.log(len(X))
+            alone = int(log_density.mean(0).argmax())
+            mixed = torch.logsumexp(log_density + log_weights, dim=1)
+            gain = mixed - log_density[:, alone]
+            if len(X) < 2 or gain.mean() <= gain.std() / math.sqrt(len(X)):
+                log_weights = torch.full_like(log_weights, -math.inf)
+                log_weights[alone] = 0.0
             self.weights.copy_(log_weights.exp())
         return self
 
     def _log_prob(self, x):
-        values = torch.stack([c.log_prob(x) for c in self.components], dim=1)
-        return torch.logsumexp(values + self.weights.log(), dim=1)
+        values = [
+            component.log_prob(x) + weight.log()
+            for component, weight in zip(self.components, self.weights, strict=True)
+            if weight > 0
+        ]
+        return torch.logsumexp(torch.stack(values), dim=0)
 
     def _draw(self, n, generator):
         index = _choose(self.weights, n, generator)

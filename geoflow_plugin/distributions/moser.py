@@ -21,7 +21,7 @@ from geoflow_plugin.distributions.mixture import Mixture
 from geoflow_plugin.distributions.uniform import Uniform
 from geoflow_plugin.distributions.wrapped_normal import WrappedNormal
 from geoflow_plugin.layers.moser_transport import MoserTransport
-from geoflow_plugin.networks import SourceField
+from geoflow_plugin.networks import FourierField, SourceField
 
 __all__ = ["MoserFlow"]
 
@@ -40,7 +40,8 @@ class MoserFlow(Flow):
         Default: uniform if the space is compact, the standard wrapped normal if not.
     field : nn.Module, optional
         Points (n, *space.shape) to ambient vectors of that shape; their tangential part
-        is w. Default: a ``SourceField``, placed on the data by ``fit``.
+        is w. Default: a ``SourceField``, which ``fit`` places on the data, over a
+        ``FourierField``.
     floor : float
         The positive part rho leaves 1 - A w alone above ``floor`` and tends to zero
         below it: rho(r) = floor^2 / (2 floor - r).
@@ -80,7 +81,10 @@ class MoserFlow(Flow):
                 "plain function in a module."
             )
         self.base = base
-        self.field = SourceField(space, dtype=dtype) if field is None else field
+        if field is None:
+            background = FourierField(space.shape, dtype=dtype)
+            field = SourceField(space, background=background, dtype=dtype)
+        self.field = field
         self.floor = float(floor)
         self.normalizer_tolerance = float(normalizer_tolerance)
         self._cache = {}
@@ -90,12 +94,19 @@ class MoserFlow(Flow):
 
     def ratio(self, x):
         """Model over base, 1 - A w, before the positive part; shape=(n,)."""
-        return self._ratio(x, score(self._base_log_prob, x))
+        return self.field_and_ratio(x)[1]
 
-    def _ratio(self, x, base_score):
+    def field_and_ratio(self, x):
+        """Tangent field w, shape=(n, *space.shape), and 1 - A w, shape=(n,)."""
+        return self._field_and_ratio(x, score(self._base_log_prob, x))
+
+    def _field_and_ratio(self, x, base_score):
         tangent_vec, divergence = value_and_divergence(self.space, self.field, x)
         pull = (base_score * tangent_vec).flatten(1).sum(-1)
-        return 1 - divergence - pull
+        return tangent_vec, 1 - divergence - pull
+
+    def _ratio(self, x, base_score):
+        return self._field_and_ratio(x, base_score)[1]
 
     def _positive_part(self, ratio):
         # continuously differentiable; the clamp keeps the branch not taken finite
@@ -226,12 +237,12 @@ class MoserFlow(Flow):
         nodes = self._training_nodes(max(256, len(x) // 2), generator)
         return base_log_prob + self._relative_log_prob(x, base_score, *nodes)
 
-    def _relative_log_prob(self, x, base_score, nodes, node_score):
+    def _relative_log_prob(self, x, base_score, nodes, node_score, own_ratio=0.0):
         """Log of model over base at x, normalised over these nodes of the base."""
         ratio = self._ratio(
             torch.cat([x, nodes]), torch.cat([base_score, node_score])
         )
-        inside, outside = ratio[: len(x)], ratio[len(x) :]
+        inside, outside = ratio[: len(x)] - own_ratio, ratio[len(x) :]
         normalizer = 1 + (self._positive_part(outside) - outside).mean()
         return self._positive_part(inside).log() - normalizer.log()
 
@@ -241,13 +252,11 @@ class MoserFlow(Flow):
 
     def _training_problem(self, train, held_out, generator):
         """Only the field is trained, and what the base says of the data is kept."""
-        rows_left = torch.arange(len(train), device=train.device)
+        anchors = None
         if hasattr(self.field, "initialize") and not hasattr(self, "history_"):
-            used = self.field.initialize(train, generator)
+            anchors = self.field.initialize(train, generator)
             if not isinstance(self.base, Uniform):
-                self.field.charge.data.zero_()  # start from the base itself
-            rows_left = rows_left[~torch.isin(rows_left, used)]
-        train = train[rows_left]
+                self.field.scaled_charge.data.zero_()  # start from the base itself
         memory = [self._base_terms(train, leave_out=True)]
         pool = None
         if not isinstance(self.base, Uniform):
@@ -267,7 +276,14 @@ class MoserFlow(Flow):
                     len(pool[0]), (n_nodes,), generator=draws, device=train.device
                 )
                 nodes = pool[0][index], pool[1][index]
-            relative = self._relative_log_prob(train[rows], base_score, *nodes)
+            own_ratio = 0.0
+            if anchors is not None:
+                # leave out of each point's density the sources that stand on it
+                own = self.field.own_ratio(train[anchors])
+                own_ratio = own.new_zeros(len(train)).index_add(0, anchors, own)[rows]
+            relative = self._relative_log_prob(
+                train[rows], base_score, *nodes, own_ratio
+            )
             return -(log_prob + relative).mean()
 
         def validate():
@@ -367,13 +383,6 @@ class MoserFlow(Flow):
             peak = max(float(self._log_over(proposal, x).max()) for x in (nodes, own))
             self._cache["log_envelope"] = peak + math.log(1.2)
         return self._cache["log_envelope"]
-
-    def velocity(self, t, x):
-        """Moser's vector field w / (1 - t + t r) at time t in [0, 1]."""
-        tangent_vec = geometry.to_tangent(self.space, self.field(x), x)
-        ratio = self._positive_part(self.ratio(x))
-        speed = 1 / (1 - t + t * ratio)
-        return speed.reshape(-1, *[1] * (x.ndim - 1)) * tangent_vec
 
     def transport(self, **kwargs):
         """The invertible map from the base to the data; see ``MoserTransport``."""

@@ -1,9 +1,9 @@
 """The map of a Moser flow: the field over the interpolated density, integrated."""
 
 from normflows.flows import Flow
+from torch import nn
 
 from geoflow_plugin import geometry
-from geoflow_plugin.calculus import value_and_divergence
 from geoflow_plugin.integrators import integrate
 
 __all__ = ["MoserTransport"]
@@ -12,12 +12,19 @@ __all__ = ["MoserTransport"]
 class MoserTransport(Flow):
     r"""Invertible map that carries the base of a Moser flow to its density.
 
-    Integrates v_t = w / (1 - t + t r) from t = 0 (base) to 1 (data), with r the ratio
-    of model to base: the vector field of Moser's theorem, the base cancelled from it.
-    Where the model is positive the image of the base is the model, exactly; where r
-    falls under the flow's floor its positive part stands in, and the image differs from
-    ``log_prob`` by no more than about the negative mass. ``log_det`` is the integral of
-    the divergence of v, hence that of the map in either case.
+    Integrates v_t = w / D_t, D_t = 1 - t + t c(r), from t = 0 (base) to 1 (data), with r
+    the ratio of model to base and c(r) = max(r, floor): the vector field of Moser's
+    theorem, the base cancelled from it. Along a path
+
+    .. math::
+        \frac{d}{dt}\left(\log\nu + \log D_t\right) + \mathrm{div}\, v_t
+        = \frac{c(r) - r}{D_t},
+
+    so the log-determinant needs no divergence of v: it is known in closed form but for
+    the integral of the right-hand side, which is zero where the model is above the
+    floor. Where that is everywhere, the image of the base is the model, exactly;
+    otherwise it differs from ``log_prob`` by about the negative mass, while ``log_det``
+    stays that of the map.
 
     Parameters
     ----------
@@ -46,20 +53,42 @@ class MoserTransport(Flow):
         return self._solve(z, 1.0, 0.0)
 
     def _solve(self, z, start, end):
-        space = self.moser_flow.space
-        geometry.check_points(space, z, "z")
-
-        def velocity(t, x):
-            def field(x):
-                return self.moser_flow.velocity(t, x)
-
-            return value_and_divergence(space, field, x)
-
-        x, log_det, self.n_evaluations = integrate(
-            space, velocity, z, start, end, rtol=self.rtol, atol=self.atol
+        flow = self.moser_flow
+        geometry.check_points(flow.space, z, "z")
+        x, excess, self.n_evaluations = integrate(
+            flow.space,
+            _Velocity(flow),
+            z,
+            start,
+            end,
+            rtol=self.rtol,
+            atol=self.atol,
         )
-        return x, log_det
+        change = _log_interpolation(flow, z, start) - _log_interpolation(flow, x, end)
+        return x, change + excess
 
     def extra_repr(self):
         """Tolerances, for print."""
         return f"rtol={self.rtol}, atol={self.atol}"
+
+
+def _log_interpolation(moser_flow, x, t):
+    log_base = moser_flow.base.log_prob(x)
+    if t == 0.0:
+        return log_base
+    return log_base + moser_flow.ratio(x).clamp_min(moser_flow.floor).log()
+
+
+class _Velocity(nn.Module):
+    """Moser's vector field at (t, x), and what the floor adds to the log density."""
+
+    def __init__(self, moser_flow):
+        super().__init__()
+        self.moser_flow = moser_flow
+
+    def forward(self, t, x):
+        tangent_vec, ratio = self.moser_flow.field_and_ratio(x)
+        kept = ratio.clamp_min(self.moser_flow.floor)
+        interpolation = 1 - t + t * kept
+        speed = interpolation.reciprocal().reshape(-1, *[1] * (x.ndim - 1))
+        return speed * tangent_vec, (kept - ratio) / interpolation

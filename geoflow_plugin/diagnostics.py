@@ -1,0 +1,79 @@
+"""Checks of what a distribution claims, by means that do not trust it."""
+
+import math
+
+import torch
+
+from geoflow_plugin import geometry
+from geoflow_plugin.distributions.kernel_density import KernelDensity
+from geoflow_plugin.distributions.mixture import Mixture
+from geoflow_plugin.distributions.uniform import Uniform
+from geoflow_plugin.distributions.wrapped_normal import WrappedNormal
+
+__all__ = ["check_invertibility", "check_normalization"]
+
+
+@torch.no_grad()
+def check_normalization(distribution, n=100_000, generator=None):
+    """Integral of exp(log_prob) over the space, by importance sampling.
+
+    Points come from a mixture whose density is known in closed form: half of it uniform
+    (on a space that is not compact, a wide wrapped normal), half kernels on samples of
+    the distribution, so that peaks are found. The estimate is unbiased whatever the
+    distribution says of itself.
+
+    Parameters
+    ----------
+    distribution : Distribution
+    n : int
+        Number of points.
+    generator : torch.Generator, optional
+
+    Returns
+    -------
+    integral, standard_error : float
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 2:
+        raise ValueError(f"n: expected an integer >= 2, got {n!r}.")
+    space = distribution.space
+    sample = distribution.sample(2000, generator=generator)
+    kernels = KernelDensity(space).fit(sample)
+    proposal = Mixture(space, [_wide(space, sample), kernels])
+    total = []
+    for start in range(0, n, 10_000):
+        x = proposal.sample(min(10_000, n - start), generator=generator)
+        log_weight = distribution.log_prob(x) - proposal.log_prob(x)
+        total.append(log_weight.double().exp())
+    weight = torch.cat(total)
+    return float(weight.mean()), float(weight.std() / math.sqrt(len(weight)))
+
+
+def _wide(space, sample):
+    if geometry.is_compact(space):
+        return Uniform(space, dtype=sample.dtype).to(sample.device)
+    mean = geometry.projection(space, sample.mean(0, keepdim=True))[0]
+    distance = geometry.dist(space, sample, mean.expand_as(sample))
+    scale = 2 * float(distance.square().mean().sqrt()) / math.sqrt(space.dim)
+    return WrappedNormal(space, mean, scale).to(sample.device)
+
+
+@torch.no_grad()
+def check_invertibility(layer, z):
+    """Largest errors of a layer's round trip.
+
+    Parameters
+    ----------
+    layer : normflows.flows.Flow
+    z : torch.Tensor
+        A batch of inputs of ``layer.forward``.
+
+    Returns
+    -------
+    point_error, log_det_error : float
+        Largest distance (in the array) of ``inverse(forward(z))`` from z, and largest
+        sum of the two log-determinants.
+    """
+    x, forward_log_det = layer.forward(z)
+    back, inverse_log_det = layer.inverse(x)
+    log_det = torch.as_tensor(forward_log_det) + torch.as_tensor(inverse_log_det)
+    return float((back - z).abs().max()), float(log_det.abs().max())

@@ -176,7 +176,8 @@ class Flow(Distribution):
     ):
         """Learn the parameters from points, and keep those best on held-out points.
 
-        Calling it again goes on from where it stopped.
+        Calling it again goes on from the weights it left, save those of a field that
+        places itself on the data (``SourceField``): that starts anew.
 
         Parameters
         ----------
@@ -186,7 +187,7 @@ class Flow(Distribution):
             Share of X to hold out, or the points to validate on, or None (or 0) to keep
             the last weights.
         max_steps : int, optional
-            Bound on optimiser steps; default 500.
+            Bound on optimiser steps; default 200.
         batch_size : int
         learning_rate : float
         patience : int, optional
@@ -211,7 +212,7 @@ class Flow(Distribution):
             If the loss stops being finite; the best weights are in place.
         """
         self._check_metric()
-        max_steps = 500 if max_steps is None else max_steps
+        max_steps = 200 if max_steps is None else max_steps
         for name, value in (("max_steps", max_steps), ("batch_size", batch_size)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}: expected an integer >= 1, got {value!r}.")

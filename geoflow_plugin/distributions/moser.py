@@ -253,7 +253,7 @@ class MoserFlow(Flow):
     def _training_problem(self, train, held_out, generator):
         """Only the field is trained, and what the base says of the data is kept."""
         anchors = None
-        if hasattr(self.field, "initialize") and not hasattr(self, "history_"):
+        if hasattr(self.field, "initialize"):
             anchors = self.field.initialize(train, generator)
             if not isinstance(self.base, Uniform):
                 self.field.scaled_charge.data.zero_()  # start from the base itself
@@ -309,16 +309,26 @@ class MoserFlow(Flow):
     # Sampling
 
     def _draw(self, n, generator):
-        x, _ = self._rejection(n, generator)
-        return x, None
+        return self.sample_with_count(n, generator)[0], None
 
     @torch.no_grad()
-    def _rejection(self, n, generator):
+    def sample_with_count(self, n, generator=None):
         """Exact samples of the reported density, and how many proposals they took.
 
         A proposal is accepted with probability f / envelope, f the density over the
         proposal's. An f above the envelope raises it, and what was accepted before is
         thinned to the new one, as if it had been there from the start.
+
+        Parameters
+        ----------
+        n : int
+        generator : torch.Generator, optional
+
+        Returns
+        -------
+        x : torch.Tensor, shape=(n, *space.shape)
+        n_proposals : int
+            Each cost one evaluation of the field with its divergence.
         """
         proposal = self._proposal()
         log_envelope = self._log_envelope(proposal)
@@ -359,12 +369,14 @@ class MoserFlow(Flow):
 
     def _source_kernels(self):
         # A t law with two degrees of freedom is a normal law whose precision is
-        # exponential: kernels at a few quantiles cover its centre and its tail.
-        levels = torch.tensor([0.05, 0.15, 0.5, 1.2, 2.5, 5.0]).to(self._anchor)
+        # exponential: kernels at a geometric grid of it cover centre and tail.
+        level = 3.0 ** torch.arange(-7, 2, dtype=torch.float64)
+        share = (-level / math.sqrt(3)).exp() - (-level * math.sqrt(3)).exp()
         scale = math.sqrt(geometry.metric_scale(self.space))
-        widths = (0.5 / levels).sqrt()[:, None] * self.field.widths.detach() * scale
-        shares = torch.tensor([0.1, 0.15, 0.25, 0.25, 0.2, 0.05]).to(self._anchor)
-        weights = shares[:, None] * self.field.shares.detach().clamp_min(1e-12)
+        widths = scale * self.field.widths.detach()
+        widths = (0.5 / level).sqrt().to(widths)[:, None] * widths
+        weights = self.field.shares.detach().clamp_min(1e-12)
+        weights = share.to(weights)[:, None] * weights
         centers = geometry.projection(self.space, self.field.centers.detach())
         return KernelMixture(self.space, centers, widths.clamp_max(4.0), weights)
 
@@ -379,8 +391,9 @@ class MoserFlow(Flow):
     def _log_envelope(self, proposal):
         if "log_envelope" not in self._cache:
             nodes, _ = self._nodes(0)
-            own = _seeded_sample(proposal, len(nodes), 1, self.device)
-            peak = max(float(self._log_over(proposal, x).max()) for x in (nodes, own))
+            own = _seeded_sample(proposal, 2048, 1, self.device)
+            x = torch.cat([nodes[:1024], own])
+            peak = float(self._log_over(proposal, x).max())
             self._cache["log_envelope"] = peak + math.log(1.2)
         return self._cache["log_envelope"]
 

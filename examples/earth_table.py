@@ -39,7 +39,7 @@ def run(name, drop_duplicates, seed, steps):
     with torch.no_grad():
         nll = [-float(d.log_prob(test).mean()) for d in (kde, flow, mixture)]
     generator = torch.Generator().manual_seed(seed)
-    integral, error = gf.check_normalization(mixture, 50_000, generator)
+    integral, error = gf.check_normalization(mixture, 10_000, generator)
     start = time.perf_counter()
     mixture.sample(1000, generator=generator)
     sample = time.perf_counter() - start
@@ -71,7 +71,7 @@ def main():
                   *(f"{v:.4g}" for v in job.result()), sep="\t", flush=True)  # fmt: skip
     print()
     for (name, drop), values in rows.items():
-        mean, spread = torch.tensor(values).mean(0), torch.tensor(values).std(0)
+        mean, spread = torch.tensor(values).mean(0), torch.tensor(values).std(0, correction=len(values) > 1)
         cells = [f"{m:.3f} ± {s:.3f}" for m, s in zip(mean, spread, strict=True)]
         print(f"| {name} | {'dropped' if drop else 'kept'} | " + " | ".join(cells))
 

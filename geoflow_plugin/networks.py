@@ -146,7 +146,9 @@ class SourceField(nn.Module):
         softened = _squared_distances(point, centers) + self.widths.square()
         dim = self.space.dim
         if dim % 2 == 0:
-            kernel = softened.reciprocal() ** (dim // 2)
+            kernel = softened.reciprocal()
+            if dim > 2:
+                kernel = kernel ** (dim // 2)
         else:
             kernel = softened.rsqrt() ** dim
         charges = self.charge * self.shares

@@ -117,6 +117,8 @@ class MoserFlow(Flow):
         return getattr(self.base, "_log_prob", self.base.log_prob)(x)
 
     def _log_prob(self, x):
+        if len(x) > _CHUNK:
+            return torch.cat([self._log_prob(part) for part in x.split(_CHUNK)])
         log_ratio = self._positive_part(self.ratio(x)).log()
         return self._base_log_prob(x) + log_ratio - self._log_normalizer()
 

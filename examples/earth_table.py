@@ -71,7 +71,10 @@ def main():
                   *(f"{v:.4g}" for v in job.result()), sep="\t", flush=True)  # fmt: skip
     print()
     for (name, drop), values in rows.items():
-        mean, spread = torch.tensor(values).mean(0), torch.tensor(values).std(0, correction=len(values) > 1)
+        mean, spread = (
+            torch.tensor(values).mean(0),
+            torch.tensor(values).std(0, correction=len(values) > 1),
+        )
         cells = [f"{m:.3f} ± {s:.3f}" for m, s in zip(mean, spread, strict=True)]
         print(f"| {name} | {'dropped' if drop else 'kept'} | " + " | ".join(cells))
 

@@ -24,7 +24,9 @@ def value_and_divergence(
     ----------
     space : geomstats Manifold
     field : callable
-        Points (n, *space.shape) to ambient vectors (n, *space.shape).
+        Points (n, *space.shape) to ambient vectors (n, *space.shape). If it has a method
+        ``value_and_trace(points, basis)``, which returns its vectors and the sum of
+        <e_i, Dw e_i> over a basis (dim, n, *space.shape), exact divergences use that.
     points : torch.Tensor, shape=(n, *space.shape)
     method : {"exact", "hutchinson"}
         All dim directions of a tangent basis, or random ones.
@@ -45,6 +47,9 @@ def value_and_divergence(
     """
     directions = _directions(space, points, method, n_probes, generator)
     n_axes = len(space.shape)
+    if method == "exact" and hasattr(field, "value_and_trace"):
+        tangent_vec, total = _from_trace(space, field, points, directions)
+        return tangent_vec, total + _volume_term(space, points, tangent_vec)
 
     def tangent_field(x):
         vector = field(x)
@@ -57,13 +62,16 @@ def value_and_divergence(
         return tangent_vec, tangent_vec
 
     def along(direction):
-        _, change, tangent_vec = jvp(
+        _, change, tangent_vec = jvp(  # type: ignore[misc]
             tangent_field, (points,), (direction,), has_aux=True
         )
         return (direction * change).flatten(-n_axes).sum(-1), tangent_vec
 
     # The basis is batched, the points are not: they go through the field once.
-    products, tangent_vec = vmap(along, out_dims=(0, None))(directions)
+    products, tangent_vec = vmap(
+        along,
+        out_dims=(0, None),  # type: ignore[arg-type]
+    )(directions)
     total = products.mean(0) if method == "hutchinson" else products.sum(0)
     return tangent_vec, total + _volume_term(space, points, tangent_vec)
 
@@ -147,6 +155,26 @@ def laplacian(space, potential, points, method="exact", n_probes=1, generator=No
     )[1]
 
 
+def _from_trace(space, field, points, basis):
+    """Divergence of a field that knows sum_i <e_i, Dw e_i> in closed form.
+
+    Projecting it adds the derivative of the projector, which is cheap.
+    """
+    vector, trace = field.value_and_trace(points, basis)
+
+    def turning(direction):
+        tangent_vec, change = jvp(
+            lambda x: geometry.to_tangent(space, vector, x), (points,), (direction,)
+        )
+        return (direction * change).flatten(-len(space.shape)).sum(-1), tangent_vec
+
+    products, tangent_vec = vmap(
+        turning,
+        out_dims=(0, None),  # type: ignore[arg-type]
+    )(basis)
+    return tangent_vec, trace + products.sum(0)
+
+
 def _directions(space, points, method, n_probes, generator):
     """Probes as (k, n, *shape): the basis itself, or random signs times it."""
     if method not in ("exact", "hutchinson"):
@@ -181,7 +209,7 @@ def _gradient(space, potential, points):
             )
         return value
 
-    value, pullback = vjp(scalar, points)
+    value, pullback = vjp(scalar, points)  # type: ignore[misc]
     (flat,) = pullback(torch.ones_like(value))
     tangent = geometry.to_tangent(space, flat, points)
     return geometry.sharp(space, tangent, points)

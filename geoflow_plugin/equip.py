@@ -16,7 +16,7 @@ __all__ = [
     "unregister",
 ]
 
-_DISTRIBUTIONS = {}
+_DISTRIBUTIONS: dict[str, type] = {}
 
 
 def register_distribution(name):

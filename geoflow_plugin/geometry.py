@@ -16,6 +16,7 @@ enough to register that multiple on ``frobenius_scale``.
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -68,7 +69,7 @@ def _open(function):
     a walk along the MRO instead of ``functools.singledispatch``, whose cache
     ``torch.compile`` cannot trace.
     """
-    implementations = {}
+    implementations: dict[type, Callable] = {}
 
     @functools.wraps(function)
     def dispatch(space, *args, **kwargs):
@@ -84,7 +85,7 @@ def _open(function):
 
         return decorator
 
-    dispatch.register = register
+    dispatch.register = register  # type: ignore[attr-defined]
     return dispatch
 
 
@@ -237,9 +238,7 @@ def uniform_from_cube(space, cube):
     """Map of the unit cube (n, k) onto the space that takes Lebesgue to uniform."""
 
 
-def random_uniform(
-    space, n, generator=None, device=None, dtype=None
-):
+def random_uniform(space, n, generator=None, device=None, dtype=None):
     """Draw from the uniform (Haar) measure of a compact space.
 
     Parameters

@@ -9,8 +9,18 @@ from geoflow_plugin import geometry
 __all__ = ["integrate"]
 
 
-def integrate(space, velocity, point, start, end, *, rtol=1e-5, atol=1e-6,
-              method="dopri5", max_steps=10_000):
+def integrate(
+    space,
+    velocity,
+    point,
+    start,
+    end,
+    *,
+    rtol=1e-5,
+    atol=1e-6,
+    method="dopri5",
+    max_steps=10_000,
+):
     """Move points along a time-dependent tangent field, adaptively.
 
     The field is extended off the space as its value at the projection, which keeps the

@@ -37,14 +37,13 @@ def plot_density(
     distribution : Distribution
         Or a normflows model whose ``log_prob`` takes points of ``space``.
     points : torch.Tensor or array, shape=(n, *space.shape), optional
-        Points of the space to show, such as data.
     ax : matplotlib.axes.Axes, optional
         For the sphere its projection is "mollweide" or "hammer". Default: of a new
         pyplot figure.
     space : geomstats Manifold, optional
         Default: ``distribution.space``.
     resolution : int
-        Cells along the shorter side of the map.
+        Cells along the shorter side.
     cmap : str or matplotlib.colors.Colormap
 
     Returns
@@ -56,11 +55,6 @@ def plot_density(
     TypeError, ValueError
         For a space without a picture, an ``ax`` of another projection, or ``points``
         that are no finite points of the space.
-
-    Examples
-    --------
-    >>> ax = plot_density(gf.KernelDensity(space).fit(points), points)
-    >>> ax.figure.savefig("density.png")
     """
     space = distribution.space if space is None else space
     seen = view(space)
@@ -78,11 +72,10 @@ def plot_density(
     grid = seen.points(torch.cartesian_prod(*centers).reshape(-1, len(edges)))
     log_prob = _log_prob(distribution, grid).reshape([len(c) for c in centers])
     if ax is None:
-        import matplotlib.pyplot as plt  # not needed, nor slow, for an ax of one's own
+        import matplotlib.pyplot as plt
 
-        ax = plt.figure(figsize=seen.size, layout="constrained").add_subplot(
-            projection=seen.projections[0]
-        )
+        figure = plt.figure(figsize=seen.size, layout="constrained")
+        ax = figure.add_subplot(projection=seen.projections[0])
     if len(edges) == 1:
         _draw_curve(ax, centers[0], log_prob, points)
     else:
@@ -94,7 +87,7 @@ def plot_density(
 def _weight(distribution):
     """A tensor of the distribution's dtype and device."""
     weights = [*distribution.parameters(), *distribution.buffers()]
-    return next((w for w in weights if w.is_floating_point()), torch.zeros(1))
+    return next(w for w in weights if w.is_floating_point())
 
 
 @torch.no_grad()
@@ -138,10 +131,9 @@ def _angle_axis(axis, name):
 
 
 class View:
-    """What a picture needs of one space; by default in the space's chart.
+    """What a picture needs of one space; coordinates are those of the space's chart.
 
-    Coordinates are float64 tensors, (n, 1) or (n, 2). A leaf writes ``edges`` (of the
-    cells along each coordinate) and ``finish`` (ticks and labels).
+    A leaf writes ``edges`` (of the cells along each coordinate) and ``finish`` (ticks).
     """
 
     projections = ("rectilinear",)  # of the Axes; the first is that of a new one
@@ -207,8 +199,8 @@ class _Plane(View):
     def edges(self, distribution, coordinates, n):
         if coordinates is None:
             device = _weight(distribution).device
-            sample = _seeded_sample(distribution, 1000, 0, device).double().cpu()
-            coordinates = self.coordinates(sample)
+            sample = _seeded_sample(distribution, 1000, 0, device)
+            coordinates = self.coordinates(sample.double().cpu())
         low, high = coordinates.amin(0), coordinates.amax(0)
         widest = float((high - low).max()) or 1.0
         reach = 0.6 * (high - low).clamp_min(widest / 4)

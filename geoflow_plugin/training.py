@@ -63,7 +63,7 @@ def minimize(
         On a loss that is not finite; the best weights are in place.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
-    history = {"step": [], "loss": [], "validation": []}
+    history: dict[str, list] = {"step": [], "loss": [], "validation": []}
     if not parameters:
         return history
     optimizer = torch.optim.Adam(parameters, lr=learning_rate, betas=(0.9, 0.99))
@@ -117,8 +117,10 @@ def minimize(
             if step % check_every == 0 or step == max_steps:
                 check(step, running / since)
                 running, since = 0.0, 0
-                bar.set_postfix(loss=f"{history['loss'][-1]:.4f}",
-                                validation=f"{history['validation'][-1]:.4f}")
+                bar.set_postfix(
+                    loss=f"{history['loss'][-1]:.4f}",
+                    validation=f"{history['validation'][-1]:.4f}",
+                )
             if step == max_steps:
                 break
             if patience is not None and step - best_step >= patience:

@@ -80,8 +80,9 @@ def integral(distribution, n=400):
     points, weight = quadrature(
         distribution.space, n, distribution.dtype, distribution.device
     )
-    return float((weight.double() * log_prob_of(distribution, points).double().exp())
-                 .sum())
+    return float(
+        (weight.double() * log_prob_of(distribution, points).double().exp()).sum()
+    )
 
 
 def data(space, n=400, seed=0, dtype=torch.float64, device="cpu"):
@@ -91,8 +92,10 @@ def data(space, n=400, seed=0, dtype=torch.float64, device="cpu"):
     other = wide.sample(3, generator=generator)[2]
     tight = gf.WrappedNormal(space, other, scale=0.2).to(device)
     return torch.cat(
-        [wide.sample(n // 2, generator=generator),
-         tight.sample(n - n // 2, generator=generator)]
+        [
+            wide.sample(n // 2, generator=generator),
+            tight.sample(n - n // 2, generator=generator),
+        ]
     )
 
 
@@ -189,8 +192,11 @@ def test_fitted_model_samples_what_it_scores(name):
     with torch.no_grad():
         x, own = flow.forward(4000, generator=torch.Generator().manual_seed(0))
     assert abs(-float(own.mean()) - entropy) < 4 * float(own.std()) / 4000**0.5
-    mean = (weight.reshape(-1, *[1] * (x.ndim - 1)) * points
-            * log_prob.exp().reshape(-1, *[1] * (x.ndim - 1))).sum(0)
+    mean = (
+        weight.reshape(-1, *[1] * (x.ndim - 1))
+        * points
+        * log_prob.exp().reshape(-1, *[1] * (x.ndim - 1))
+    ).sum(0)
     error = x.std(0) / 4000**0.5
     assert bool(((x.mean(0) - mean).abs() < 4.5 * error + 1e-6).all())
 
@@ -217,9 +223,7 @@ def test_changed_weights_are_never_scored_with_the_old_normaliser():
 
 
 def test_gradient_of_log_prob_includes_the_normaliser():
-    flow = gf.MoserFlow(
-        SPHERE, field=RandomField((3,), 1.5), normalizer_tolerance=1e-4
-    )
+    flow = gf.MoserFlow(SPHERE, field=RandomField((3,), 1.5), normalizer_tolerance=1e-4)
     points, weight = quadrature(SPHERE, 60)
     # d/dtheta of the integral of exp(log_prob) vanishes if and only if Z's is right
     total = (weight * flow.log_prob(points).exp()).sum()
@@ -307,8 +311,9 @@ def test_transport_log_det_is_that_of_its_jacobian_even_under_the_floor(size):
     step = 1e-5
     columns = []
     for e in geometry.tangent_basis(SPHERE, z).movedim(1, 0):
-        ends = [transport.forward(geometry.exp(SPHERE, s * step * e, z))[0]
-                for s in (1, -1)]
+        ends = [
+            transport.forward(geometry.exp(SPHERE, s * step * e, z))[0] for s in (1, -1)
+        ]
         columns.append((ends[0] - ends[1]) / (2 * step))
     jacobian = torch.stack(columns, dim=1)
     gram = jacobian @ jacobian.mT
@@ -332,7 +337,9 @@ def test_torus_flow_serves_as_base_of_circular_splines():
         # a spline at its start is not the identity once it is shaken
         for p in splines.parameters():
             p += 0.2 * torch.randn(p.shape, generator=torch.Generator().manual_seed(1))
-        total = float(model.log_prob(grid).double().exp().sum()) * (2 * math.pi / n) ** 2
+        total = (
+            float(model.log_prob(grid).double().exp().sum()) * (2 * math.pi / n) ** 2
+        )
         assert abs(total - 1) < 5e-3
         x, log_q = model.sample(100)
         torch.testing.assert_close(model.log_prob(x), log_q, atol=1e-3, rtol=1e-3)
@@ -351,8 +358,14 @@ def test_chart_is_invertible_with_the_metrics_volume(name):
     x, log_det = chart.forward(z)
     assert bool(geometry.belongs(space, x).all())
     jacobian = torch.stack(
-        [torch.func.jvp(lambda c: chart.forward(c)[0], (z,), (e.expand_as(z),))[1]
-         .flatten(1) for e in torch.eye(space.dim, dtype=z.dtype)], 1)
+        [
+            torch.func.jvp(lambda c: chart.forward(c)[0], (z,), (e.expand_as(z),))[
+                1
+            ].flatten(1)
+            for e in torch.eye(space.dim, dtype=z.dtype)
+        ],
+        1,
+    )
     expected = 0.5 * torch.linalg.slogdet(jacobian @ jacobian.mT).logabsdet
     torch.testing.assert_close(log_det, expected)
 
@@ -464,9 +477,10 @@ def test_dtype_is_kept_and_precisions_agree(name, dtype):
     assert x.dtype == log_prob.dtype == dtype
     with torch.no_grad():
         torch.testing.assert_close(
-            flow.log_prob(x).double(), reference.log_prob(
-                geometry.projection(space, x.double())
-            ), atol=5e-3, rtol=5e-3,
+            flow.log_prob(x).double(),
+            reference.log_prob(geometry.projection(space, x.double())),
+            atol=5e-3,
+            rtol=5e-3,
         )
 
 
@@ -489,8 +503,11 @@ def test_every_parameter_of_the_default_field_gets_a_gradient():
     X = data(SPHERE, 100, dtype=flow.dtype)
     flow.fit(X, max_steps=2, progress=False)
     flow.loss(X).backward()
-    dead = [n for n, p in flow.field.named_parameters()
-            if p.grad is None or not bool(p.grad.any())]
+    dead = [
+        n
+        for n, p in flow.field.named_parameters()
+        if p.grad is None or not bool(p.grad.any())
+    ]
     assert not dead
 
 

@@ -295,7 +295,7 @@ def as_points(space, x, name="X"):
 
 def score(log_prob, x):
     """Flat gradient of a log density at points, shape=(n, *space.shape)."""
-    value, pullback = vjp(log_prob, x)
+    value, pullback = vjp(log_prob, x)  # type: ignore[misc]
     return pullback(torch.ones_like(value))[0]
 
 

@@ -83,9 +83,12 @@ class KernelMixture(Distribution):
         return value + torch.where(n_own > 0, math.log(m / max(m - 1, 1)), 0.0)
 
     def _draw(self, n, generator):
-        weights = (self._log_amplitude + geometry.log_kernel_normalizer(
-            self.space, self.bandwidths
-        ).reshape(self._log_amplitude.shape)).exp()
+        weights = (
+            self._log_amplitude
+            + geometry.log_kernel_normalizer(self.space, self.bandwidths).reshape(
+                self._log_amplitude.shape
+            )
+        ).exp()
         weights = weights.expand(len(self.bandwidths), len(self.centers))
         index = _choose(weights.flatten(), n, generator)
         row, center = index // len(self.centers), index % len(self.centers)
@@ -125,8 +128,9 @@ class KernelDensity(Distribution):
         geometry.log_kernel_normalizer(space, torch.ones(1))  # refuses by name
         if bandwidth is not None:
             bandwidth = torch.as_tensor(bandwidth, dtype=torch.float64).reshape(-1)
-            if not len(bandwidth) or not bool(((bandwidth > 0) & bandwidth.isfinite())
-                                              .all()):
+            if not len(bandwidth) or not bool(
+                ((bandwidth > 0) & bandwidth.isfinite()).all()
+            ):
                 raise ValueError(
                     f"bandwidth: expected positive numbers, got {bandwidth.tolist()}."
                 )

@@ -1,7 +1,7 @@
 """Mixtures of distributions on one space."""
 
-
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,6 +27,9 @@ class Mixture(Distribution):
     weights : sequence of float, optional
         Positive; default: equal. ``fit`` replaces them.
     """
+
+    components: Any  # a ModuleList of distributions
+    weights: torch.Tensor
 
     def __init__(self, space, components, weights=None):
         components = list(components)

@@ -67,8 +67,10 @@ class MoserFlow(Flow):
         if base is None:
             compact = geometry.is_compact(space)
             base = (Uniform if compact else WrappedNormal)(space, dtype=dtype)
-        for name, value in (("floor", floor), ("normalizer_tolerance",
-                                               normalizer_tolerance)):
+        for name, value in (
+            ("floor", floor),
+            ("normalizer_tolerance", normalizer_tolerance),
+        ):
             if not 0 < value < 1:
                 raise ValueError(f"{name}: expected a number in (0, 1), got {value!r}.")
         if not callable(getattr(base, "log_prob", None)):
@@ -210,9 +212,15 @@ class MoserFlow(Flow):
             if any(k[3] != key[3] for k in nodes):
                 nodes.clear()
             size = 512 * 2 ** max(0, doublings - 1)
-            x = torch.cat([self._node_set(size, 100 * doublings + replicate)
-                           for replicate in range(_REPLICATES)])
-            base_score = torch.cat([score(self._base_log_prob, p).detach() for p in x.split(_CHUNK)])
+            x = torch.cat(
+                [
+                    self._node_set(size, 100 * doublings + replicate)
+                    for replicate in range(_REPLICATES)
+                ]
+            )
+            base_score = torch.cat(
+                [score(self._base_log_prob, p).detach() for p in x.split(_CHUNK)]
+            )
             nodes[key] = x, base_score
         return nodes[key]
 
@@ -236,14 +244,13 @@ class MoserFlow(Flow):
         if isinstance(self.base, Distribution):
             log_base = self.base.training_log_prob
         base_log_prob, base_score = log_base(x).detach(), score(log_base, x).detach()
-        nodes = self._training_nodes(max(256, len(x) // 2), generator)
-        return base_log_prob + self._relative_log_prob(x, base_score, *nodes)
+        nodes, node_score = self._training_nodes(max(256, len(x) // 2), generator)
+        relative = self._relative_log_prob(x, base_score, nodes, node_score)
+        return base_log_prob + relative
 
     def _relative_log_prob(self, x, base_score, nodes, node_score, own_ratio=0.0):
         """Log of model over base at x, normalised over these nodes of the base."""
-        ratio = self._ratio(
-            torch.cat([x, nodes]), torch.cat([base_score, node_score])
-        )
+        ratio = self._ratio(torch.cat([x, nodes]), torch.cat([base_score, node_score]))
         inside, outside = ratio[: len(x)] - own_ratio, ratio[len(x) :]
         normalizer = 1 + (self._positive_part(outside) - outside).mean()
         return self._positive_part(inside).log() - normalizer.log()
@@ -334,8 +341,9 @@ class MoserFlow(Flow):
         """
         proposal = self._proposal()
         log_envelope = self._log_envelope(proposal)
-        accepted, log_f, n_proposals = [], [], 0
-        count = 0
+        accepted: list[torch.Tensor] = []
+        log_f: list[torch.Tensor] = []
+        n_proposals = count = 0
         while count < n:
             wanted = 1.2 * (n - count) * math.exp(log_envelope) + 64
             x = sample_from(proposal, int(min(wanted, 32 * _CHUNK)), generator)
@@ -344,8 +352,10 @@ class MoserFlow(Flow):
             peak = float(value.max())
             if peak > log_envelope:
                 higher = peak + math.log(1.2)
-                kept = [_bernoulli(torch.full_like(v, log_envelope - higher), generator)
-                        for v in log_f]
+                kept = [
+                    _bernoulli(torch.full_like(v, log_envelope - higher), generator)
+                    for v in log_f
+                ]
                 accepted = [a[k] for a, k in zip(accepted, kept, strict=True)]
                 log_f = [v[k] for v, k in zip(log_f, kept, strict=True)]
                 log_envelope = higher
@@ -362,7 +372,9 @@ class MoserFlow(Flow):
         self._state()
         if "proposal" not in self._cache:
             self._cache["proposal"] = self.base
-            if isinstance(self.field, SourceField) and KernelMixture.supports(self.space):
+            if isinstance(self.field, SourceField) and KernelMixture.supports(
+                self.space
+            ):
                 kernels = self._source_kernels()
                 self._cache["proposal"] = Mixture(
                     self.space, [self.base, kernels], weights=[0.3, 0.7]

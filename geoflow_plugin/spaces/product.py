@@ -72,9 +72,7 @@ def _map(function, space, *arrays):
     """Apply a function of points to every factor and join what it returns."""
     factors, _ = _factors(space)
     parts = zip(*(_split(space, array) for array in arrays), strict=True)
-    return _join(
-        space, [function(f, *p) for f, p in zip(factors, parts, strict=True)]
-    )
+    return _join(space, [function(f, *p) for f, p in zip(factors, parts, strict=True)])
 
 
 for _function in (

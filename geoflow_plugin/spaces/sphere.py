@@ -80,7 +80,9 @@ def _(space, tangent_vec, base_point):
 def _(space, point, base_point):
     tangent = geometry.to_tangent(space, point, base_point)
     angle = _angle(point, base_point).unsqueeze(-1)
-    return tangent / torch.sinc(angle / math.pi).clamp_min(torch.finfo(angle.dtype).tiny)
+    return tangent / torch.sinc(angle / math.pi).clamp_min(
+        torch.finfo(angle.dtype).tiny
+    )
 
 
 def _angle(point, base_point):
@@ -194,10 +196,12 @@ def _von_mises_gap(dim, kappa, generator):
 
     def propose(kappa):
         # normal proposals where concentrated, uniform ones where not
-        normal = torch.randn(kappa.shape, generator=generator, device=kappa.device,
-                             dtype=kappa.dtype)
-        uniform = torch.rand(2, *kappa.shape, generator=generator, device=kappa.device,
-                             dtype=kappa.dtype)
+        normal = torch.randn(
+            kappa.shape, generator=generator, device=kappa.device, dtype=kappa.dtype
+        )
+        uniform = torch.rand(
+            2, *kappa.shape, generator=generator, device=kappa.device, dtype=kappa.dtype
+        )
         narrow = kappa > 1
         angle = torch.where(
             narrow, math.pi / 2 * normal / kappa.sqrt(), math.pi * uniform[0]
@@ -214,10 +218,16 @@ def _von_mises_fisher_gap(dim, kappa, generator):
     """1 - <x, center> for dim >= 2, density ~ exp(-kappa w) (w (2 - w))^(dim/2 - 1)."""
 
     def propose(kappa):
-        normal = torch.randn(*kappa.shape, dim + 1, generator=generator,
-                             device=kappa.device, dtype=kappa.dtype)
-        uniform = torch.rand(kappa.shape, generator=generator, device=kappa.device,
-                             dtype=kappa.dtype).log()
+        normal = torch.randn(
+            *kappa.shape,
+            dim + 1,
+            generator=generator,
+            device=kappa.device,
+            dtype=kappa.dtype,
+        )
+        uniform = torch.rand(
+            kappa.shape, generator=generator, device=kappa.device, dtype=kappa.dtype
+        ).log()
         gamma = normal[..., :dim].square().sum(-1) / (2 * kappa)
         tail = (dim / 2 - 1) * ((2 - gamma) / 2).clamp_min(1e-30).log()
         height = normal[..., 0] / normal.norm(dim=-1)

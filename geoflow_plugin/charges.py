@@ -59,9 +59,7 @@ def _pairs(points, basis, centers, widths):
         (points[:, j : j + 1] - centers[:, j]).square() for j in range(points.shape[1])
     )
     softened = softened + widths.square()
-    coordinates = [
-        (e * points).sum(-1, keepdim=True) - e @ centers.mT for e in basis
-    ]
+    coordinates = [(e * points).sum(-1, keepdim=True) - e @ centers.mT for e in basis]
     tangential = sum(coordinate.square() for coordinate in coordinates)
     return softened, _power(softened, len(basis)), tangential, coordinates
 

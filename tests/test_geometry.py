@@ -89,6 +89,17 @@ def test_projection_is_the_nearest_point(space, device):
 
 
 @spaces()
+def test_derivative_of_the_projection_is_to_tangent(space):
+    x = points(space, 5)
+    v = torch.randn(x.shape, dtype=x.dtype)
+    expected = geometry.to_tangent(space, v, x)
+    _, forward = torch.func.jvp(lambda y: geometry.projection(space, y), (x,), (v,))
+    torch.testing.assert_close(forward, expected)
+    _, pullback = torch.func.vjp(lambda y: geometry.projection(space, y), x)
+    torch.testing.assert_close(pullback(v)[0], expected)
+
+
+@spaces()
 def test_to_tangent_is_the_orthogonal_projector(space, device):
     x = points(space, 4, device=device)
     size = math.prod(space.shape)

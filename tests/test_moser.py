@@ -48,7 +48,7 @@ class RandomField(torch.nn.Module):
         return ((x.flatten(1) @ self.inner).sin() @ self.outer).reshape(x.shape)
 
 
-def quadrature(space, n=400, dtype=torch.float64, device="cpu"):
+def quadrature(space, n=200, dtype=torch.float64, device="cpu"):
     """Points and weights of a rule that knows nothing of the package."""
     nodes, weights = np.polynomial.legendre.leggauss(n)
     turn = 2 * math.pi * (np.arange(2 * n) + 0.5) / (2 * n)
@@ -76,7 +76,7 @@ def log_prob_of(distribution, points):
     return torch.cat([distribution.log_prob(p) for p in points.split(8192)])
 
 
-def integral(distribution, n=400):
+def integral(distribution, n=200):
     points, weight = quadrature(
         distribution.space, n, distribution.dtype, distribution.device
     )
@@ -110,7 +110,7 @@ def small_flow(space, dtype=torch.float64, base=None, n_sources=64):
     return gf.MoserFlow(space, base=base, field=field)
 
 
-# Normalisation -------------------------------------------------------------------------
+# Normalisation -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -234,7 +234,7 @@ def test_gradient_of_log_prob_includes_the_normaliser():
     assert float(with_z.abs().max()) < 0.05 * float(without.abs().max())
 
 
-# Bases ---------------------------------------------------------------------------------
+# Bases -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", GRIDS)
@@ -282,7 +282,7 @@ def test_normflows_distributions_serve_as_base():
         assert torch.equal(p, q)  # fit leaves the base alone
 
 
-# Transport -----------------------------------------------------------------------------
+# Transport ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["S1", "S2", "T2", "SO3", "R2"])
@@ -370,7 +370,7 @@ def test_chart_is_invertible_with_the_metrics_volume(name):
     torch.testing.assert_close(log_det, expected)
 
 
-# Learning ------------------------------------------------------------------------------
+# Learning ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -464,7 +464,7 @@ def test_sources_on_the_sphere_are_a_positive_mixture_up_to_charge_two():
         assert math.copysign(1, float(flow.ratio(points).min())) == sign
 
 
-# Citizenship ---------------------------------------------------------------------------
+# Citizenship -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

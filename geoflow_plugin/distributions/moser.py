@@ -279,19 +279,19 @@ class MoserFlow(Flow):
             log_prob, base_score = (term[rows] for term in memory[0])
             n_nodes = max(256, len(rows) // 2)
             if pool is None:
-                nodes = self._training_nodes(n_nodes, draws)
+                nodes, node_score = self._training_nodes(n_nodes, draws)
             else:
                 index = torch.randint(
                     len(pool[0]), (n_nodes,), generator=draws, device=train.device
                 )
-                nodes = pool[0][index], pool[1][index]
-            own_ratio = 0.0
+                nodes, node_score = pool[0][index], pool[1][index]
+            own_ratio = log_prob.new_zeros(len(rows))
             if anchors is not None:
                 # leave out of each point's density the sources that stand on it
                 own = self.field.own_ratio(train[anchors])
                 own_ratio = own.new_zeros(len(train)).index_add(0, anchors, own)[rows]
             relative = self._relative_log_prob(
-                train[rows], base_score, *nodes, own_ratio
+                train[rows], base_score, nodes, node_score, own_ratio
             )
             return -(log_prob + relative).mean()
 

@@ -163,7 +163,7 @@ def _from_trace(space, field, points, basis):
     vector, trace = field.value_and_trace(points, basis)
 
     def turning(direction):
-        tangent_vec, change = jvp(
+        tangent_vec, change = jvp(  # type: ignore[misc]
             lambda x: geometry.to_tangent(space, vector, x), (points,), (direction,)
         )
         return (direction * change).flatten(-len(space.shape)).sum(-1), tangent_vec

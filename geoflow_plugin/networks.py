@@ -179,7 +179,9 @@ class SourceField(nn.Module):
             return vector, trace
 
         def along(direction):
-            value, change = jvp(self.background, (x,), (direction,))
+            value, change = jvp(  # type: ignore[misc]
+                self.background, (x,), (direction,)
+            )
             return (direction * change).flatten(1).sum(-1), value
 
         products, value = vmap(

@@ -13,8 +13,7 @@ from geomstats.geometry.nfold_manifold import NFoldManifold
 from geomstats.geometry.product_manifold import ProductManifold
 
 from geoflow_plugin import geometry
-from geoflow_plugin.distributions.base import as_points
-from geoflow_plugin.distributions.moser import _seeded_sample
+from geoflow_plugin.distributions.base import as_points, seeded_sample
 
 __all__ = ["View", "plot_density", "view"]
 
@@ -136,7 +135,9 @@ class View:
     A leaf writes ``edges`` (of the cells along each coordinate) and ``finish`` (ticks).
     """
 
-    projections = ("rectilinear",)  # of the Axes; the first is that of a new one
+    projections: tuple[str, ...] = (
+        "rectilinear",
+    )  # of the Axes; the first is that of a new one
     size = (5.6, 4.6)  # of a new figure, in inches
 
     def __init__(self, space):
@@ -199,7 +200,7 @@ class _Plane(View):
     def edges(self, distribution, coordinates, n):
         if coordinates is None:
             device = _weight(distribution).device
-            sample = _seeded_sample(distribution, 1000, 0, device)
+            sample = seeded_sample(distribution, 1000, 0, device)
             coordinates = self.coordinates(sample.double().cpu())
         low, high = coordinates.amin(0), coordinates.amax(0)
         widest = float((high - low).max()) or 1.0

@@ -42,7 +42,7 @@ def as_numpy(*tensors):
 
 def assert_like(actual, expected, atol=1e-9):
     """A tensor of ours equals an array of geomstats', up to its batch quirks."""
-    expected = torch.as_tensor(np.asarray(expected)).to(actual)
+    expected = torch.tensor(np.asarray(expected)).to(actual)
     torch.testing.assert_close(
         actual, expected.reshape(actual.shape), atol=atol, rtol=atol
     )

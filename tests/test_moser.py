@@ -48,7 +48,7 @@ class RandomField(torch.nn.Module):
         return ((x.flatten(1) @ self.inner).sin() @ self.outer).reshape(x.shape)
 
 
-def quadrature(space, n=200, dtype=torch.float64, device="cpu"):
+def quadrature(space, n=120, dtype=torch.float64, device="cpu"):
     """Points and weights of a rule that knows nothing of the package."""
     nodes, weights = np.polynomial.legendre.leggauss(n)
     turn = 2 * math.pi * (np.arange(2 * n) + 0.5) / (2 * n)
@@ -76,7 +76,7 @@ def log_prob_of(distribution, points):
     return torch.cat([distribution.log_prob(p) for p in points.split(8192)])
 
 
-def integral(distribution, n=200):
+def integral(distribution, n=120):
     points, weight = quadrature(
         distribution.space, n, distribution.dtype, distribution.device
     )
@@ -114,19 +114,19 @@ def small_flow(space, dtype=torch.float64, base=None, n_sources=64):
 
 
 @pytest.mark.parametrize("name", GRIDS)
-@settings(max_examples=8, deadline=None, derandomize=True)
+@settings(max_examples=4, deadline=None, derandomize=True)
 @given(size=st.floats(0.01, 2.0), seed=st.integers(0, 100))
 def test_integral_is_one_for_any_field(name, size, seed):
     space = SPACES[name]
     flow = gf.MoserFlow(space, field=RandomField(space.shape, size, seed))
-    assert abs(integral(flow, 100) - 1) < 1e-3
+    assert abs(integral(flow, 60) - 1) < 1e-3
 
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_signed_model_integrates_to_one_and_negative_mass_is_its_negative_part(name):
     space = SPACES[name]
     flow = gf.MoserFlow(space, field=RandomField(space.shape, 1.0))
-    points, weight = quadrature(space, 100)
+    points, weight = quadrature(space, 60)
     ratio = flow.ratio(points).detach()
     mean = weight / weight.sum()
     assert abs(float((mean * ratio).sum()) - 1) < 1e-10  # Stokes
@@ -148,7 +148,7 @@ def test_normalised_before_during_and_after_training(name, device):
     def check():
         if name in GRIDS:
             assert abs(integral(flow) - 1) < 1e-3
-        value, error = gf.check_normalization(flow, 20_000, generator)
+        value, error = gf.check_normalization(flow, 4_000, generator)
         assert abs(value - 1) < 4 * error + 2e-4
 
     check()
@@ -171,7 +171,7 @@ def test_entropy_by_quadrature_is_that_of_samples(name, size, device):
     space = SPACES[name]
     field = RandomField(space.shape, size).to(device)
     flow = gf.MoserFlow(space, field=field)
-    points, weight = quadrature(space, 150, device=device)
+    points, weight = quadrature(space, 80, device=device)
     log_prob = log_prob_of(flow, points)
     entropy = -float((weight * log_prob.exp() * log_prob).sum())
     generator = torch.Generator(device).manual_seed(3)
@@ -229,7 +229,7 @@ def test_gradient_of_log_prob_includes_the_normaliser():
     total = (weight * flow.log_prob(points).exp()).sum()
     with_z = torch.autograd.grad(total, flow.field.outer)[0]
     free = (weight / weight.sum() * flow._positive_part(flow.ratio(points))).sum()
-    without = torch.autograd.grad(free, flow.field.outer)[0] / float(free)
+    without = torch.autograd.grad(free, flow.field.outer)[0] / free.detach()
     assert float(without.abs().max()) > 0.02
     assert float(with_z.abs().max()) < 0.05 * float(without.abs().max())
 
@@ -254,12 +254,12 @@ def test_on_a_kernel_density_zero_field_is_the_kernel_density(name):
 def test_stein_identity_on_a_strong_field_over_a_kernel_density():
     base = gf.KernelDensity(SPHERE, bandwidth=0.3).fit(data(SPHERE, 100))
     flow = gf.MoserFlow(SPHERE, base=base, field=RandomField((3,), 0.5))
-    points, weight = quadrature(SPHERE, 150)
+    points, weight = quadrature(SPHERE, 100)
     with torch.no_grad():
         density = base.log_prob(points).exp()
         total = float((weight * density * flow.ratio(points)).sum())
     assert abs(total - 1) < 1e-9
-    assert abs(integral(flow, 150) - 1) < 1e-3
+    assert abs(integral(flow, 100) - 1) < 1e-3
 
 
 def test_normflows_distributions_serve_as_base():
@@ -447,11 +447,7 @@ def test_leave_one_out_ratio_is_that_of_a_field_without_the_source():
             without.scaled_logits.data[k] = -1e3  # carries nothing
             without.scaled_charge.data *= 1 - field.shares[k]
             expected = gf.MoserFlow(space, field=without).ratio(X[anchors])[k]
-            # the constant background of a source, a_k / 2, stays
-            background = 0.5 * float(field.charge * field.shares[k])
-            assert float(full[k] - own[k]) == pytest.approx(
-                float(expected) - background, abs=1e-6
-            )
+            assert float(full[k] - own[k]) == pytest.approx(float(expected), abs=1e-9)
 
 
 def test_sources_on_the_sphere_are_a_positive_mixture_up_to_charge_two():

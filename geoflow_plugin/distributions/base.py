@@ -8,7 +8,7 @@ from torch.func import vjp
 from geoflow_plugin import geometry
 from geoflow_plugin.training import minimize
 
-__all__ = ["Distribution", "Flow", "sample_from", "score"]
+__all__ = ["Distribution", "Flow", "as_points", "sample_from", "score", "seeded_sample"]
 
 
 class Distribution(BaseDistribution):
@@ -305,3 +305,14 @@ def sample_from(distribution, n, generator):
         return distribution.sample(n, generator=generator)
     drawn = distribution.sample(n)  # NormalizingFlow returns densities as well
     return drawn[0] if isinstance(drawn, tuple) else drawn
+
+
+def seeded_sample(distribution, n, seed, device):
+    """Sample that depends on the seed alone and leaves the global stream as it was."""
+    if isinstance(distribution, Distribution):
+        generator = torch.Generator(device).manual_seed(seed)
+        return distribution.sample(n, generator=generator)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        torch.manual_seed(seed)
+        return sample_from(distribution, n, None).detach()

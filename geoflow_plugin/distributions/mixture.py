@@ -35,6 +35,12 @@ class Mixture(Distribution):
         components = list(components)
         if not components:
             raise ValueError("components: expected at least one distribution, got none")
+        dtypes = {c.dtype for c in components if hasattr(c, "dtype")}
+        if len(dtypes) > 1:
+            raise TypeError(
+                f"components: expected one dtype, got {sorted(map(str, dtypes))}; "
+                "convert them with .to(dtype)."
+            )
         dtype = next((c.dtype for c in components if hasattr(c, "dtype")), None)
         super().__init__(space, dtype)
         self.components = nn.ModuleList(components)
@@ -52,8 +58,8 @@ class Mixture(Distribution):
         """Maximise the likelihood of X over the weights alone (concave, by EM).
 
         Use data that no component was fitted to, or the one that remembers most wins.
-        The best single component is kept alone unless the mixture beats it by more
-        than one standard error of their paired difference.
+        The first component is the baseline: it is kept alone unless the mixture beats
+        it by more than one standard error of their paired difference.
 
         Parameters
         ----------
@@ -79,12 +85,11 @@ class Mixture(Distribution):
                 joint = log_density + log_weights
                 posterior = joint - torch.logsumexp(joint, dim=1, keepdim=True)
                 log_weights = torch.logsumexp(posterior, dim=0) - math.log(len(X))
-            alone = int(log_density.mean(0).argmax())
             mixed = torch.logsumexp(log_density + log_weights, dim=1)
-            gain = mixed - log_density[:, alone]
+            gain = mixed - log_density[:, 0]
             if len(X) < 2 or gain.mean() <= gain.std() / math.sqrt(len(X)):
                 log_weights = torch.full_like(log_weights, -math.inf)
-                log_weights[alone] = 0.0
+                log_weights[0] = 0.0
             self.weights.copy_(log_weights.exp())
         return self
 

@@ -15,7 +15,13 @@ import torch
 
 from geoflow_plugin import geometry
 from geoflow_plugin.calculus import value_and_divergence
-from geoflow_plugin.distributions.base import Distribution, Flow, sample_from, score
+from geoflow_plugin.distributions.base import (
+    Distribution,
+    Flow,
+    sample_from,
+    score,
+    seeded_sample,
+)
 from geoflow_plugin.distributions.kernel_density import KernelMixture
 from geoflow_plugin.distributions.mixture import Mixture
 from geoflow_plugin.distributions.uniform import Uniform
@@ -227,7 +233,7 @@ class MoserFlow(Flow):
     def _node_set(self, n, seed):
         if isinstance(self.base, Uniform):
             return geometry.quasi_uniform(self.space, n, seed, self.device, self.dtype)
-        return _seeded_sample(self.base, n, seed, self.device)
+        return seeded_sample(self.base, n, seed, self.device)
 
     def _ratio_at(self, x, base_score):
         with torch.no_grad():
@@ -405,7 +411,7 @@ class MoserFlow(Flow):
     def _log_envelope(self, proposal):
         if "log_envelope" not in self._cache:
             nodes, _ = self._nodes(0)
-            own = _seeded_sample(proposal, 2048, 1, self.device)
+            own = seeded_sample(proposal, 2048, 1, self.device)
             x = torch.cat([nodes[:1024], own])
             peak = float(self._log_over(proposal, x).max())
             self._cache["log_envelope"] = peak + math.log(1.2)
@@ -456,14 +462,3 @@ def _generator_on(device, generator):
     """A generator on a device, seeded by the next draw of another."""
     seed = int(torch.randint(2**31, (), generator=generator))
     return torch.Generator(device).manual_seed(seed)
-
-
-def _seeded_sample(distribution, n, seed, device):
-    """Sample that depends on the seed alone and leaves the global stream as it was."""
-    if isinstance(distribution, Distribution):
-        generator = torch.Generator(device).manual_seed(seed)
-        return distribution.sample(n, generator=generator)
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices), torch.no_grad():
-        torch.manual_seed(seed)
-        return sample_from(distribution, n, None).detach()

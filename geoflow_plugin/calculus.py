@@ -13,9 +13,7 @@ from geoflow_plugin import geometry
 __all__ = ["divergence", "gradient", "laplacian", "value_and_divergence"]
 
 
-def value_and_divergence(
-    space, field, points, method="exact", n_probes=1, generator=None
-):
+def value_and_divergence(space, field, points, method="exact", n_probes=1, generator=None):
     """Tangential part of a field and its Riemannian divergence, in one pass.
 
     Unlike ``divergence`` this looks at no values, so that it can sit in hot loops.
@@ -45,6 +43,7 @@ def value_and_divergence(
     ValueError
         Unknown method, or a field of another shape than its points.
     """
+    points = points.contiguous()  # forward mode cannot take expanded tensors
     directions = _directions(space, points, method, n_probes, generator)
     n_axes = len(space.shape)
     if method == "exact" and hasattr(field, "value_and_trace"):
@@ -192,9 +191,7 @@ def _directions(space, points, method, n_probes, generator):
 
 def _volume_term(space, points, tangent_vec):
     """Derivative of the log volume element along the field; zero where constant."""
-    return jvp(
-        lambda x: geometry.log_volume_element(space, x), (points,), (tangent_vec,)
-    )[1]
+    return jvp(lambda x: geometry.log_volume_element(space, x), (points,), (tangent_vec,))[1]
 
 
 def _gradient(space, potential, points):

@@ -83,9 +83,7 @@ class _ChargeSums(torch.autograd.Function):
     def forward(ctx, points, basis, centers, widths, charges):
         ctx.save_for_backward(points, basis, centers, widths, charges)
         blocks = _blocks(len(points), len(centers))
-        parts = [
-            _plain(points[b], basis[:, b], centers, widths, charges) for b in blocks
-        ]
+        parts = [_plain(points[b], basis[:, b], centers, widths, charges) for b in blocks]
         if not parts:
             return _plain(points, basis, centers, widths, charges)
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
@@ -103,9 +101,7 @@ class _ChargeSums(torch.autograd.Function):
             softened, kernel, tangential, coordinates = _pairs(x, e, centers, widths)
             inverse = softened.reciprocal()
             # what a unit charge contributes to the loss through each pair
-            through_kernel = torch.addmm(
-                grad_push[b].unsqueeze(-1), grad_pull[b], centers.mT
-            )
+            through_kernel = torch.addmm(grad_push[b].unsqueeze(-1), grad_pull[b], centers.mT)
             through_bell = grad_bell[b].unsqueeze(-1) * kernel
             share = tangential * inverse
             bell = through_bell * (1 - share)

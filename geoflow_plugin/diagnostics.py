@@ -5,6 +5,7 @@ import math
 import torch
 
 from geoflow_plugin import geometry
+from geoflow_plugin.distributions.base import Distribution
 from geoflow_plugin.distributions.kernel_density import KernelDensity
 from geoflow_plugin.distributions.mixture import Mixture
 from geoflow_plugin.distributions.uniform import Uniform
@@ -33,6 +34,11 @@ def check_normalization(distribution, n=100_000, generator=None):
     -------
     integral, standard_error : float
     """
+    if not isinstance(distribution, Distribution):
+        raise TypeError(
+            "distribution: expected a geoflow_plugin distribution, got "
+            f"{type(distribution).__name__}."
+        )
     if isinstance(n, bool) or not isinstance(n, int) or n < 2:
         raise ValueError(f"n: expected an integer >= 2, got {n!r}.")
     space = distribution.space

@@ -39,14 +39,11 @@ def register_distribution(name):
 
     def decorator(cls):
         if not (hasattr(cls, "log_prob") and hasattr(cls, "sample")):
-            raise TypeError(
-                f"register_distribution: {cls!r} has no log_prob and sample."
-            )
+            raise TypeError(f"register_distribution: {cls!r} has no log_prob and sample.")
         known = _DISTRIBUTIONS.get(name)
         if known is not None and known is not cls:
             raise ValueError(
-                f"name: {name!r} already stands for {known.__qualname__}; choose "
-                "another."
+                f"name: {name!r} already stands for {known.__qualname__}; choose another."
             )
         _DISTRIBUTIONS[name] = cls
         return cls
@@ -116,6 +113,11 @@ def equip_with_distribution(space, distribution="moser", **kwargs):
             )
         distribution = _DISTRIBUTIONS[distribution]
     if isinstance(distribution, type):
+        if not hasattr(distribution, "log_prob"):
+            raise TypeError(
+                f"distribution: {distribution.__qualname__} has no log_prob, so it is no "
+                "class of distributions."
+            )
         space.distribution = distribution(space, **kwargs)
         return space
     if not isinstance(distribution, Distribution):

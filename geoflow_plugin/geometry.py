@@ -164,6 +164,7 @@ def frobenius_scale(metric):
 
 def metric_scale(space):
     """Constant c with ``space.metric`` = c times Frobenius; 1 if there is no metric."""
+    is_compact(space)  # refuses unknown spaces by name
     metric = getattr(space, "metric", None)
     return 1.0 if metric is None else frobenius_scale(metric)
 
@@ -171,8 +172,8 @@ def metric_scale(space):
 @_open
 def log_volume_element(space, point):
     """Log of Riemannian over flat (Hausdorff) volume at each point, shape (...,)."""
+    value = 0.5 * math.log(metric_scale(space)) * space.dim
     batch = point.shape[: point.ndim - len(space.shape)]
-    value = 0.5 * space.dim * math.log(metric_scale(space))
     return torch.full(batch, value, dtype=point.dtype, device=point.device)
 
 
@@ -202,6 +203,7 @@ def log(space, point, base_point):
     """Riemannian logarithm; ``exp(space, log(space, y, x), x) == y``."""
 
 
+@_open
 def dist(space, point_a, point_b):
     """Geodesic distance, shape (...,); its gradient at coincident points is zero."""
     tangent_vec = log(space, point_b, point_a)
@@ -263,8 +265,7 @@ def random_uniform(space, n, generator=None, device=None, dtype=None):
     TypeError
         If the space is not supported.
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-        raise ValueError(f"n: expected an integer >= 0, got {n!r}.")
+    _check_count(n)
     if not is_compact(space):
         raise ValueError(
             f"space: {type(space).__qualname__} is not compact, so it has no uniform "
@@ -273,10 +274,13 @@ def random_uniform(space, n, generator=None, device=None, dtype=None):
     if device is None:
         device = generator.device if generator is not None else None
     source = generator.device if generator is not None else device
-    cube = torch.rand(
-        n, unit_cube_dim(space), generator=generator, device=source, dtype=dtype
-    )
+    cube = torch.rand(n, unit_cube_dim(space), generator=generator, device=source, dtype=dtype)
     return uniform_from_cube(space, cube.to(device))
+
+
+def _check_count(n):
+    if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+        raise ValueError(f"n: expected an integer >= 0, got {n!r}.")
 
 
 def quasi_uniform(space, n, seed=0, device=None, dtype=torch.float64):
@@ -285,12 +289,11 @@ def quasi_uniform(space, n, seed=0, device=None, dtype=torch.float64):
     Each point is exactly uniform; different seeds are independent replicates, so the
     scatter of replicate means is an honest standard error.
     """
-    engine = torch.quasirandom.SobolEngine(
-        unit_cube_dim(space), scramble=True, seed=int(seed)
-    )
+    _check_count(n)
+    engine = torch.quasirandom.SobolEngine(unit_cube_dim(space), scramble=True, seed=int(seed))
     # Sobol points live on a grid that contains 0; half a cell keeps them inside.
-    cube = engine.draw(n, dtype=torch.float64) + 2.0**-32
-    return uniform_from_cube(space, cube.clamp(max=1 - 2.0**-33)).to(device, dtype)
+    cube = engine.draw(n, dtype=torch.float64) + 2.0**-31
+    return uniform_from_cube(space, cube.clamp(max=1 - 2.0**-32)).to(device, dtype)
 
 
 # Normal laws and smoothing kernels ----------------------------------------------------
@@ -383,6 +386,7 @@ def check_points(space, point, name="x", dtype=None, device=None, allow_empty=Fa
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(point).__name__}.")
     if not point.is_floating_point():
         raise TypeError(f"{name}: expected a floating-point tensor, got {point.dtype}.")
+    is_compact(space)  # refuses unknown spaces by name
     shape = tuple(space.shape)
     if point.ndim != len(shape) + 1 or tuple(point.shape[1:]) != shape:
         raise ValueError(

@@ -51,9 +51,7 @@ class FourierField(nn.Module):
         dtype = dtype or torch.get_default_dtype()
         self.shape = tuple(shape)
         size = math.prod(self.shape)
-        scale = torch.logspace(
-            -1, math.log2(max_frequency), n_features, base=2.0, dtype=dtype
-        )
+        scale = torch.logspace(-1, math.log2(max_frequency), n_features, base=2.0, dtype=dtype)
         direction = torch.randn(n_features, size, generator=generator, dtype=dtype)
         direction = direction / direction.norm(dim=1, keepdim=True)
         self.frequency = nn.Parameter(scale[:, None] * direction)
@@ -117,9 +115,7 @@ class SourceField(nn.Module):
     # Under Adam, log widths and log charges have to move faster than centres.
     _gain = 10.0
 
-    def __init__(
-        self, space, n_sources=1024, background=None, generator=None, dtype=None
-    ):
+    def __init__(self, space, n_sources=1024, background=None, generator=None, dtype=None):
         super().__init__()
         dtype = dtype or torch.get_default_dtype()
         self.space = space
@@ -131,9 +127,7 @@ class SourceField(nn.Module):
             centers = torch.randn(shape, generator=generator, dtype=dtype)
         self.centers = nn.Parameter(centers)
         log_width = -math.log(n_sources) / space.dim / self._gain
-        self.scaled_log_widths = nn.Parameter(
-            torch.full((n_sources,), log_width, dtype=dtype)
-        )
+        self.scaled_log_widths = nn.Parameter(torch.full((n_sources,), log_width, dtype=dtype))
         self.scaled_logits = nn.Parameter(torch.zeros(n_sources, dtype=dtype))
         self.scaled_charge = nn.Parameter(torch.zeros((), dtype=dtype))
 
@@ -282,9 +276,7 @@ class SourceField(nn.Module):
 
 def _squared_distances(points, centers):
     """Pairwise squared distances; differences first, so that near pairs keep digits."""
-    return sum(
-        (points[:, k : k + 1] - centers[:, k]).square() for k in range(points.shape[1])
-    )
+    return sum((points[:, k : k + 1] - centers[:, k]).square() for k in range(points.shape[1]))
 
 
 def _neighbor_distances(centers, points, n_neighbors):

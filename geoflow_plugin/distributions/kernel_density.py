@@ -5,7 +5,7 @@ import math
 import torch
 
 from geoflow_plugin import geometry
-from geoflow_plugin.distributions.base import Distribution, as_points
+from geoflow_plugin.distributions.base import Distribution, as_numbers, as_points
 
 __all__ = ["KernelDensity", "KernelMixture"]
 
@@ -72,15 +72,17 @@ class KernelMixture(Distribution):
     def _log_density_elsewhere(self, x):
         squared = geometry.squared_chord(self.space, x, self.centers)
         own = squared.detach() == 0
-        n_own = own.sum(1)
-        m = len(self.centers)
-        repeats = torch.where(n_own > 1, (n_own - 1).to(squared).log(), -math.inf)
-        terms = []
-        for a, p in zip(self._log_amplitude, self._precision, strict=True):
-            others = (a - p * squared).masked_fill(own, -math.inf)
-            terms += [_log_sum_exp(others), repeats + a[:1]]
+        left_out = own & (own.cumsum(1) == 1)  # one of equal centres
+        terms = [
+            _log_sum_exp((a - p * squared).masked_fill(left_out, -math.inf))
+            for a, p in zip(self._log_amplitude, self._precision, strict=True)
+        ]
         value = torch.logsumexp(torch.stack(terms), dim=0)
-        return value + torch.where(n_own > 0, math.log(m / max(m - 1, 1)), 0.0)
+        share = self.weights.sum(0) / self.weights.sum()
+        if self.weights.ndim == 1:
+            share = torch.ones_like(squared[0]) / len(self.centers)
+        rest = 1 - (left_out * share).sum(1)
+        return value - rest.clamp_min(torch.finfo(rest.dtype).eps).log()
 
     def _draw(self, n, generator):
         weights = (
@@ -94,9 +96,7 @@ class KernelMixture(Distribution):
         row, center = index // len(self.centers), index % len(self.centers)
         bandwidths = self.bandwidths.reshape(len(self.bandwidths), -1)
         bandwidth = bandwidths.expand_as(weights)[row, center]
-        x = geometry.random_kernel(
-            self.space, self.centers[center], bandwidth, generator
-        )
+        x = geometry.random_kernel(self.space, self.centers[center], bandwidth, generator)
         return x, None
 
 
@@ -127,10 +127,8 @@ class KernelDensity(Distribution):
         super().__init__(space, dtype)
         geometry.log_kernel_normalizer(space, torch.ones(1))  # refuses by name
         if bandwidth is not None:
-            bandwidth = torch.as_tensor(bandwidth, dtype=torch.float64).reshape(-1)
-            if not len(bandwidth) or not bool(
-                ((bandwidth > 0) & bandwidth.isfinite()).all()
-            ):
+            bandwidth = as_numbers(bandwidth, "bandwidth", torch.float64).reshape(-1)
+            if not len(bandwidth) or not bool(((bandwidth > 0) & bandwidth.isfinite()).all()):
                 raise ValueError(
                     f"bandwidth: expected positive numbers, got {bandwidth.tolist()}."
                 )
@@ -267,8 +265,6 @@ def _over_chunks(function, x, n_centers):
 def _choose(weights, n, generator):
     """Indices drawn with these weights; unlike torch.multinomial of any length."""
     total = weights.double().cumsum(0)
-    uniform = torch.rand(
-        n, generator=generator, device=weights.device, dtype=torch.float64
-    )
+    uniform = torch.rand(n, generator=generator, device=weights.device, dtype=torch.float64)
     index = torch.searchsorted(total, uniform * total[-1], right=True)
     return index.clamp_max(len(weights) - 1)

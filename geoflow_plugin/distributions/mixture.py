@@ -1,12 +1,19 @@
 """Mixtures of distributions on one space."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from geoflow_plugin.distributions.base import Distribution, as_points, sample_from
+from geoflow_plugin.distributions.base import (
+    Distribution,
+    as_numbers,
+    as_points,
+    check_component,
+    sample_from,
+)
 from geoflow_plugin.distributions.kernel_density import _choose
 
 __all__ = ["Mixture"]
@@ -32,7 +39,13 @@ class Mixture(Distribution):
     weights: torch.Tensor
 
     def __init__(self, space, components, weights=None):
+        if isinstance(components, str) or not isinstance(components, Iterable):
+            raise TypeError(
+                f"components: expected a sequence of distributions, got {components!r}."
+            )
         components = list(components)
+        for component in components:
+            check_component(space, component, "components")
         if not components:
             raise ValueError("components: expected at least one distribution, got none")
         dtypes = {c.dtype for c in components if hasattr(c, "dtype")}
@@ -44,8 +57,8 @@ class Mixture(Distribution):
         dtype = next((c.dtype for c in components if hasattr(c, "dtype")), None)
         super().__init__(space, dtype)
         self.components = nn.ModuleList(components)
-        weights = [1.0] * len(components) if weights is None else list(weights)
-        weights = torch.as_tensor(weights, dtype=self.dtype)
+        weights = [1.0] * len(components) if weights is None else weights
+        weights = as_numbers(weights, "weights", self.dtype)
         valid = weights.shape == (len(components),) and bool((weights > 0).all())
         if not valid or not bool(weights.isfinite().all()):
             raise ValueError(

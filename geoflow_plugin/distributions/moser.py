@@ -18,6 +18,7 @@ from geoflow_plugin.calculus import value_and_divergence
 from geoflow_plugin.distributions.base import (
     Distribution,
     Flow,
+    check_component,
     sample_from,
     score,
     seeded_sample,
@@ -65,29 +66,25 @@ class MoserFlow(Flow):
        Divergence-based Generative Modeling on Manifolds", NeurIPS 2021.
     """
 
-    def __init__(
-        self, space, base=None, field=None, *, floor=1e-2, normalizer_tolerance=2e-4
-    ):
-        dtype = _dtype_of(field) or _dtype_of(base) or torch.get_default_dtype()
-        super().__init__(space, dtype)
-        if base is None:
-            compact = geometry.is_compact(space)
-            base = (Uniform if compact else WrappedNormal)(space, dtype=dtype)
-        for name, value in (
-            ("floor", floor),
-            ("normalizer_tolerance", normalizer_tolerance),
-        ):
-            if not 0 < value < 1:
-                raise ValueError(f"{name}: expected a number in (0, 1), got {value!r}.")
-        if not callable(getattr(base, "log_prob", None)):
-            raise TypeError(
-                f"base: expected a distribution with log_prob, got {type(base).__name__}"
-            )
+    def __init__(self, space, base=None, field=None, *, floor=1e-2, normalizer_tolerance=2e-4):
+        if base is not None:
+            check_component(space, base, "base")
         if field is not None and not isinstance(field, torch.nn.Module):
             raise TypeError(
                 f"field: expected a torch.nn.Module, got {type(field).__name__}; wrap a "
                 "plain function in a module."
             )
+        for name, value in {
+            "floor": floor,
+            "normalizer_tolerance": normalizer_tolerance,
+        }.items():
+            if not isinstance(value, (int, float)) or not 0 < value < 1:
+                raise ValueError(f"{name}: expected a number in (0, 1), got {value!r}.")
+        dtype = _dtype_of(field) or _dtype_of(base) or torch.get_default_dtype()
+        super().__init__(space, dtype)
+        if base is None:
+            compact = geometry.is_compact(space)
+            base = (Uniform if compact else WrappedNormal)(space, dtype=dtype)
         self.base = base
         if field is None:
             background = FourierField(space.shape, dtype=dtype)
@@ -158,8 +155,7 @@ class MoserFlow(Flow):
         if "gradient" not in self._cache:
             self._cache["gradient"] = self._normalizer_gradient(parameters)
         linear = sum(
-            (g * p).sum()
-            for g, p in zip(self._cache["gradient"], parameters, strict=True)
+            (g * p).sum() for g, p in zip(self._cache["gradient"], parameters, strict=True)
         )
         return value + linear - linear.detach()
 
@@ -262,7 +258,7 @@ class MoserFlow(Flow):
         return self._positive_part(inside).log() - normalizer.log()
 
     def _training_nodes(self, n, generator):
-        nodes = sample_from(self.base, n, generator)
+        nodes = sample_from(self.base, n, generator).detach()
         return nodes, score(self._base_log_prob, nodes).detach()
 
     def _training_problem(self, train, held_out, generator):
@@ -378,9 +374,7 @@ class MoserFlow(Flow):
         self._state()
         if "proposal" not in self._cache:
             self._cache["proposal"] = self.base
-            if isinstance(self.field, SourceField) and KernelMixture.supports(
-                self.space
-            ):
+            if isinstance(self.field, SourceField) and KernelMixture.supports(self.space):
                 kernels = self._source_kernels()
                 self._cache["proposal"] = Mixture(
                     self.space, [self.base, kernels], weights=[0.3, 0.7]

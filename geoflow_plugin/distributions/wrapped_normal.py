@@ -3,7 +3,7 @@
 import torch
 
 from geoflow_plugin import geometry
-from geoflow_plugin.distributions.base import Distribution
+from geoflow_plugin.distributions.base import Distribution, as_numbers
 
 __all__ = ["WrappedNormal"]
 
@@ -12,8 +12,10 @@ class WrappedNormal(Distribution):
     """Law of exp_mean(scale * z), z standard normal in the tangent space at the mean.
 
     The density sums over every preimage under the exponential, divided by its volume
-    change; on a compact space of dimension 2 or more it has an integrable pole on the
-    cut locus of the mean, of weight exp(-(distance / scale)^2 / 2).
+    change. On a compact space of dimension 2 or more, laws wide enough to go round it
+    therefore have integrable poles: at the cut locus of the mean, of weight
+    exp(-(pi / scale)^2 / 2), and at the mean itself, of weight exp(-(2 pi / scale)^2 / 2)
+    (rounding bounds them).
 
     Parameters
     ----------
@@ -33,13 +35,14 @@ class WrappedNormal(Distribution):
 
     def __init__(self, space, mean=None, scale=1.0, dtype=None):
         if mean is not None:
-            mean = torch.as_tensor(mean)
+            if not isinstance(mean, torch.Tensor):
+                mean = as_numbers(mean, "mean", torch.float64)
             geometry.check_points(space, mean[None], "mean")
             dtype = dtype or mean.dtype
         super().__init__(space, dtype)
         if mean is None:
             mean = geometry.origin(space).to(self.dtype)
-        scale = torch.as_tensor(scale, dtype=self.dtype)
+        scale = as_numbers(scale, "scale", self.dtype)
         if scale.ndim or not bool(scale.isfinite()) or not bool(scale > 0):
             raise ValueError(f"scale: expected one positive number, got {scale}.")
         self.register_buffer("mean", mean.detach().to(self.dtype).clone())

@@ -27,15 +27,21 @@ class Chart(Flow):
 
     def __init__(self, space):
         super().__init__()
-        geometry.chart_inverse(space, torch.zeros(1, space.dim))
+        geometry.chart(space, geometry.origin(space)[None])
         self.space = space
 
     def forward(self, z):
         """Coordinates (n, dim) to points (n, *space.shape) and log |det|, (n,)."""
+        if not isinstance(z, torch.Tensor) or not z.is_floating_point():
+            raise TypeError(f"z: expected a floating-point tensor, got {z!r}.")
         if z.ndim != 2 or z.shape[1] != self.space.dim:
-            raise ValueError(
-                f"z: expected shape (n, {self.space.dim}), got {tuple(z.shape)}."
-            )
+            raise ValueError(f"z: expected shape (n, {self.space.dim}), got {tuple(z.shape)}.")
+        try:
+            finite = torch.compiler.is_compiling() or bool(z.detach().isfinite().all())
+        except RuntimeError:  # under vmap values cannot be looked at
+            finite = True
+        if not finite:
+            raise ValueError("z: expected finite coordinates, got NaN or infinity.")
         return geometry.chart_inverse(self.space, z)
 
     def inverse(self, z):

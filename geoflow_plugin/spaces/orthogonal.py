@@ -35,11 +35,14 @@ def _skew(matrix):
 
 @geometry.projection.register(Matrices)
 def _(space, point):
-    left, _, right = torch.linalg.svd(point)
+    # The polar factor by Newton's iteration, since derivatives of the singular value
+    # decomposition do not exist at a rotation; a matrix of negative determinant first
+    # has its weakest singular direction turned round.
+    left, _, right = torch.linalg.svd(point.detach())
     sign = torch.linalg.det(left @ right).sign()
-    last = torch.ones(space.n, dtype=point.dtype, device=point.device)
-    last = torch.cat([last[1:].expand(*sign.shape, -1), sign.unsqueeze(-1)], dim=-1)
-    return (left * last.unsqueeze(-2)) @ right
+    weakest = right[..., -1:, :]
+    turn = (1 - sign)[..., None, None] * (weakest.mT @ weakest)
+    return _polar_factor(point - point @ turn)
 
 
 @geometry.to_tangent.register(Matrices)
@@ -96,6 +99,13 @@ def _(space, point, base_point):
     return base_point @ _log_at_identity(base_point.mT @ point)
 
 
+@geometry.dist.register(Matrices)
+def _(space, point_a, point_b):
+    angles = _rotation_angles(point_a.mT @ point_b)
+    squared = 2 * geometry.metric_scale(space) * angles.square().sum(-1)
+    return geometry.safe_sqrt(squared)
+
+
 def _log_at_identity(rotation):
     n = rotation.shape[-1]
     if n == 2:
@@ -145,6 +155,16 @@ def _quaternion(rotation):
 def _log_by_square_roots(rotation, n_roots=6):
     """Inverse scaling and squaring: sqrt(R) is the polar factor of I + R."""
     eye = torch.eye(rotation.shape[-1], dtype=rotation.dtype, device=rotation.device)
+    # At a half turn the logarithm is not unique and I + R is singular: one of the
+    # logarithms is picked by turning R a little, by less than it could be known.
+    step = 1e-6 if rotation.dtype == torch.float64 else 5e-3
+    basis = _lie_algebra_basis(rotation.shape[-1], rotation)
+    weight = torch.arange(1, len(basis) + 1, dtype=basis.dtype, device=basis.device)
+    turn = torch.linalg.matrix_exp(
+        step * torch.tensordot(weight / weight.norm(), basis, dims=1)
+    )
+    near = _rotation_angles(rotation.detach()).amax(-1) > math.pi - step
+    rotation = torch.where(near[..., None, None], rotation @ turn, rotation)
     for _ in range(n_roots):
         rotation = _polar_factor(eye + rotation)
     sine = _skew(rotation)
@@ -236,8 +256,9 @@ def _rotation_angles(rotation):
         quaternion = _quaternion(rotation)
         sine = geometry.safe_sqrt(quaternion[..., 1:].square().sum(-1))
         return 2 * torch.atan2(sine, quaternion[..., 0]).unsqueeze(-1)
-    angles = torch.linalg.eigvals(rotation).angle()
-    return angles.sort(dim=-1, descending=True).values[..., : n // 2]
+    # conjugate pairs; a half turn may come as the same sign twice
+    angles = torch.linalg.eigvals(rotation).angle().abs()
+    return angles.sort(dim=-1, descending=True).values[..., : 2 * (n // 2) : 2]
 
 
 def _roots(angles, n):
@@ -283,9 +304,7 @@ def _(space, bandwidth):
     # Matrix Langevin law: E exp(t tr R) over Haar measure is a determinant of Bessel
     # functions (Weyl's integration formula), evaluated with as many digits as it needs
     c = geometry.metric_scale(space)
-    values = [
-        _log_mean_exp_trace(space.n, c / float(h) ** 2) for h in bandwidth.flatten()
-    ]
+    values = [_log_mean_exp_trace(space.n, c / float(h) ** 2) for h in bandwidth.flatten()]
     log_mean = torch.tensor(values, dtype=torch.float64).reshape(bandwidth.shape)
     return (log_mean + geometry.log_volume(space)).to(bandwidth)
 
@@ -318,9 +337,7 @@ def _(space, center, bandwidth, generator=None):
         narrow = (log_width < log_volume)[:, None, None]
         tangent = geometry.random_tangent_normal(space, base, generator)
         tangent = tangent * (math.pi / 2) * h[:, None, None]
-        uniform = geometry.random_uniform(
-            space, len(base), generator, base.device, base.dtype
-        )
+        uniform = geometry.random_uniform(space, len(base), generator, base.device, base.dtype)
         point = torch.where(narrow, geometry.exp(space, tangent, base), uniform)
         log_density = -0.5 * _paired_squared_chord(space, point, base) / h.square()
         log_accept = torch.where(
@@ -328,9 +345,7 @@ def _(space, center, bandwidth, generator=None):
             log_density + _log_domination(space, base, tangent, h),
             log_density,
         )
-        draw = torch.rand(
-            h.shape, generator=generator, device=h.device, dtype=h.dtype
-        ).log()
+        draw = torch.rand(h.shape, generator=generator, device=h.device, dtype=h.dtype).log()
         accepted = draw < log_accept
         result[pending[accepted]] = point[accepted]
         pending = pending[~accepted]

@@ -31,18 +31,20 @@ def _register(function):
     return decorator
 
 
+def _bare_factors(space):
+    if isinstance(space, ProductManifold):
+        return list(space.factors)
+    return [space.base_manifold] * space.n_copies
+
+
 def _factors(space):
     """The factors, and the constant by which the product scales the metric of each."""
-    if isinstance(space, ProductManifold):
-        factors, scales = list(space.factors), [1.0] * len(space.factors)
-    else:
-        factors, scales = [space.base_manifold] * space.n_copies, None
-    metric = getattr(space, "metric", None)
+    factors = _bare_factors(space)
     overall = geometry.metric_scale(space)
+    metric = getattr(space, "metric", None)
     metric = getattr(metric, "underlying_metric", metric)
-    if scales is None:
-        given = getattr(metric, "scales", None)
-        scales = [1.0] * len(factors) if given is None else [float(s) for s in given]
+    given = getattr(metric, "scales", None)  # of NFoldMetric alone
+    scales = [1.0] * len(factors) if given is None else [float(s) for s in given]
     return factors, [overall * scale for scale in scales]
 
 
@@ -129,10 +131,14 @@ def _(space, point):
 
 @_register(geometry.inner_product)
 def _(space, tangent_vec_a, tangent_vec_b, base_point):
-    terms = _combine(
-        space, geometry.inner_product, tangent_vec_a, tangent_vec_b, base_point
-    )
+    terms = _combine(space, geometry.inner_product, tangent_vec_a, tangent_vec_b, base_point)
     return sum(scale * value for value, _, scale in terms)
+
+
+@_register(geometry.dist)
+def _(space, point_a, point_b):
+    terms = _combine(space, geometry.dist, point_a, point_b)
+    return geometry.safe_sqrt(sum(scale * value.square() for value, _, scale in terms))
 
 
 @_register(geometry.sharp)
@@ -143,7 +149,7 @@ def _(space, covector, base_point):
 
 @_register(geometry.is_compact)
 def _(space):
-    return all(geometry.is_compact(factor) for factor in _factors(space)[0])
+    return all([geometry.is_compact(factor) for factor in _bare_factors(space)])
 
 
 @_register(geometry.log_volume)
@@ -165,10 +171,7 @@ def _(space, cube):
     parts = cube.split([geometry.unit_cube_dim(f) for f in factors], dim=-1)
     return _join(
         space,
-        [
-            geometry.uniform_from_cube(f, part)
-            for f, part in zip(factors, parts, strict=True)
-        ],
+        [geometry.uniform_from_cube(f, part) for f, part in zip(factors, parts, strict=True)],
     )
 
 
@@ -221,9 +224,7 @@ def _(space, center, bandwidth, generator=None):
         space,
         [
             geometry.random_kernel(f, part, bandwidth / math.sqrt(scale), generator)
-            for f, scale, part in zip(
-                factors, scales, _split(space, center), strict=True
-            )
+            for f, scale, part in zip(factors, scales, _split(space, center), strict=True)
         ],
     )
 

@@ -79,10 +79,18 @@ def _(space, tangent_vec, base_point):
 @geometry.log.register(Hypersphere)
 def _(space, point, base_point):
     tangent = geometry.to_tangent(space, point, base_point)
-    angle = _angle(point, base_point).unsqueeze(-1)
-    return tangent / torch.sinc(angle / math.pi).clamp_min(
-        torch.finfo(angle.dtype).tiny
-    )
+    length = geometry.safe_sqrt(_dot(tangent, tangent))
+    angle = torch.atan2(length, _dot(point, base_point))
+    small = length == 0
+    stretch = torch.where(small, 1.0, angle / torch.where(small, 1.0, length))
+    # at the antipode any direction will do
+    across = math.pi * geometry.tangent_basis(space, base_point)[..., 0, :]
+    return torch.where(small & (angle > 1), across, stretch * tangent)
+
+
+@geometry.dist.register(Hypersphere)
+def _(space, point_a, point_b):
+    return math.sqrt(geometry.metric_scale(space)) * _angle(point_a, point_b)
 
 
 def _angle(point, base_point):
@@ -203,9 +211,7 @@ def _von_mises_gap(dim, kappa, generator):
             2, *kappa.shape, generator=generator, device=kappa.device, dtype=kappa.dtype
         )
         narrow = kappa > 1
-        angle = torch.where(
-            narrow, math.pi / 2 * normal / kappa.sqrt(), math.pi * uniform[0]
-        )
+        angle = torch.where(narrow, math.pi / 2 * normal / kappa.sqrt(), math.pi * uniform[0])
         bound = torch.where(narrow, 2 * kappa * (angle / math.pi).square(), 0)
         gap = 2 * (angle / 2).sin().square()
         accepted = (uniform[1].log() < bound - kappa * gap) & (angle.abs() <= math.pi)

@@ -10,6 +10,8 @@ from geomstats.geometry.nfold_manifold import NFoldManifold, NFoldMetric
 from geomstats.geometry.product_manifold import ProductManifold
 from geomstats.geometry.special_orthogonal import SpecialOrthogonal
 
+torch.set_num_threads(1)  # workers of pytest-xdist share the cores
+
 hypothesis.settings.register_profile(
     "geoflow",
     deadline=None,

@@ -378,7 +378,7 @@ def test_fit_learns_and_keeps_the_best_validation_weights(name, device):
     X = data(space, dtype=torch.float32, device=device)
     flow = small_flow(space, torch.float32).to(device)
     start = -float(flow.log_prob(X[:40]).mean().detach())
-    assert flow.fit(X, max_steps=40, validation=X[:40], progress=False) is flow
+    assert flow.fit(X, max_steps=80, validation=X[:40], progress=False) is flow
     with torch.no_grad():
         end = -float(flow.log_prob(X[:40]).mean())
     history = flow.history_

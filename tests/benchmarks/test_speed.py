@@ -46,7 +46,8 @@ def ours(space, field, x):
 def loop(space, field, x):
     """Projected field, one autograd.grad for each ambient coordinate."""
     x = x.detach().requires_grad_()
-    vector = geometry.to_tangent(space, field(geometry.projection(space, x)), x)
+    y = geometry.projection(space, x)
+    vector = geometry.to_tangent(space, field(y), y)
     flat = vector.flatten(1)
     total = 0
     for k in range(flat.shape[1]):

@@ -13,7 +13,8 @@ from geomstats.geometry.nfold_manifold import NFoldManifold
 from geomstats.geometry.product_manifold import ProductManifold
 
 from geoflow_plugin import geometry
-from geoflow_plugin.distributions.base import as_points, seeded_sample
+from geoflow_plugin.distributions.base import seeded_sample
+from geoflow_plugin.distributions.checks import as_points
 
 __all__ = ["View", "plot_density", "view"]
 

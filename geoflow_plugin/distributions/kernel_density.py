@@ -5,7 +5,8 @@ import math
 import torch
 
 from geoflow_plugin import geometry
-from geoflow_plugin.distributions.base import Distribution, as_numbers, as_points
+from geoflow_plugin.distributions.base import Distribution
+from geoflow_plugin.distributions.checks import as_numbers, as_points
 
 __all__ = ["KernelDensity", "KernelMixture"]
 

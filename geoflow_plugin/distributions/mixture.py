@@ -7,13 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from geoflow_plugin.distributions.base import (
-    Distribution,
-    as_numbers,
-    as_points,
-    check_component,
-    sample_from,
-)
+from geoflow_plugin.distributions.base import Distribution, sample_from
+from geoflow_plugin.distributions.checks import as_numbers, as_points, check_component
 from geoflow_plugin.distributions.kernel_density import _choose
 
 __all__ = ["Mixture"]
@@ -72,7 +67,7 @@ class Mixture(Distribution):
 
         Use data that no component was fitted to, or the one that remembers most wins.
         The first component is the baseline: it is kept alone unless the mixture beats
-        it by more than one standard error of their paired difference.
+        it by more than two standard errors of their paired difference.
 
         Parameters
         ----------
@@ -100,7 +95,7 @@ class Mixture(Distribution):
                 log_weights = torch.logsumexp(posterior, dim=0) - math.log(len(X))
             mixed = torch.logsumexp(log_density + log_weights, dim=1)
             gain = mixed - log_density[:, 0]
-            if len(X) < 2 or gain.mean() <= gain.std() / math.sqrt(len(X)):
+            if len(X) < 2 or gain.mean() <= 2 * gain.std() / math.sqrt(len(X)):
                 log_weights = torch.full_like(log_weights, -math.inf)
                 log_weights[0] = 0.0
             self.weights.copy_(log_weights.exp())

@@ -18,13 +18,14 @@ from geoflow_plugin.calculus import value_and_divergence
 from geoflow_plugin.distributions.base import (
     Distribution,
     Flow,
-    check_component,
     sample_from,
     score,
     seeded_sample,
 )
+from geoflow_plugin.distributions.checks import check_component
 from geoflow_plugin.distributions.kernel_density import KernelMixture
 from geoflow_plugin.distributions.mixture import Mixture
+from geoflow_plugin.distributions.rejection import rejection_sample
 from geoflow_plugin.distributions.uniform import Uniform
 from geoflow_plugin.distributions.wrapped_normal import WrappedNormal
 from geoflow_plugin.layers.moser_transport import MoserTransport
@@ -242,10 +243,7 @@ class MoserFlow(Flow):
 
         A base that memorised x is scored leave-one-out. The base is not trained.
         """
-        log_base = self._base_log_prob
-        if isinstance(self.base, Distribution):
-            log_base = self.base.training_log_prob
-        base_log_prob, base_score = log_base(x).detach(), score(log_base, x).detach()
+        base_log_prob, base_score = self._base_terms(x, leave_out=True)
         nodes, node_score = self._training_nodes(max(256, len(x) // 2), generator)
         relative = self._relative_log_prob(x, base_score, nodes, node_score)
         return base_log_prob + relative
@@ -326,9 +324,8 @@ class MoserFlow(Flow):
     def sample_with_count(self, n, generator=None):
         """Exact samples of the reported density, and how many proposals they took.
 
-        A proposal is accepted with probability f / envelope, f the density over the
-        proposal's. An f above the envelope raises it, and what was accepted before is
-        thinned to the new one, as if it had been there from the start.
+        By rejection (``rejection_sample``) from the base, helped by kernels on the
+        sources of the field.
 
         Parameters
         ----------
@@ -342,32 +339,15 @@ class MoserFlow(Flow):
             Each cost one evaluation of the field with its divergence.
         """
         proposal = self._proposal()
-        log_envelope = self._log_envelope(proposal)
-        accepted: list[torch.Tensor] = []
-        log_f: list[torch.Tensor] = []
-        n_proposals = count = 0
-        while count < n:
-            wanted = 1.2 * (n - count) * math.exp(log_envelope) + 64
-            x = sample_from(proposal, int(min(wanted, 32 * _CHUNK)), generator)
-            value = self._log_over(proposal, x)
-            n_proposals += len(x)
-            peak = float(value.max())
-            if peak > log_envelope:
-                higher = peak + math.log(1.2)
-                kept = [
-                    _bernoulli(torch.full_like(v, log_envelope - higher), generator)
-                    for v in log_f
-                ]
-                accepted = [a[k] for a, k in zip(accepted, kept, strict=True)]
-                log_f = [v[k] for v, k in zip(log_f, kept, strict=True)]
-                log_envelope = higher
-            keep = _bernoulli(value - log_envelope, generator)
-            accepted.append(x[keep])
-            log_f.append(value[keep])
-            count = sum(map(len, accepted))
-        if not accepted:
+        if not n:
             return self._anchor.new_zeros(0, *self.space.shape), 0
-        return torch.cat(accepted)[:n], n_proposals
+        return rejection_sample(
+            n,
+            proposal,
+            lambda x: self._log_over(proposal, x),
+            self._log_envelope(proposal),
+            generator,
+        )
 
     def _proposal(self):
         """The base, helped by kernels on the sources of the field where it has any."""
@@ -440,16 +420,6 @@ def _dtype_of(module):
 def _device_of(module):
     tensors = [*module.parameters(), *module.buffers()]
     return tensors[0].device
-
-
-def _bernoulli(log_probability, generator):
-    uniform = torch.rand(
-        log_probability.shape,
-        generator=generator,
-        device=log_probability.device,
-        dtype=log_probability.dtype,
-    )
-    return uniform.log() < log_probability
 
 
 def _generator_on(device, generator):

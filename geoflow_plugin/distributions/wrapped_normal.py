@@ -3,7 +3,8 @@
 import torch
 
 from geoflow_plugin import geometry
-from geoflow_plugin.distributions.base import Distribution, as_numbers
+from geoflow_plugin.distributions.base import Distribution
+from geoflow_plugin.distributions.checks import as_numbers
 
 __all__ = ["WrappedNormal"]
 

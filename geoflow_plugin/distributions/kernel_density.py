@@ -14,10 +14,11 @@ _CHUNK = 2**17  # pairs of points held at a time; they fit a core's cache
 
 
 class KernelMixture(Distribution):
-    """Mixture of kernels exp(-squared_chord / (2 bandwidth^2)) at given centres.
+    """Mixture of the kernels of ``geometry.kernel_separation`` at given centres.
 
     On spheres these are von Mises-Fisher laws, on tori products of von Mises laws, on
-    rotations matrix Langevin laws, on R^d normal laws.
+    rotations matrix Langevin laws, on R^d normal laws, elsewhere normal laws of the
+    tangent space at the centre, carried to the space.
 
     Parameters
     ----------
@@ -63,19 +64,21 @@ class KernelMixture(Distribution):
         return _over_chunks(self._log_density_elsewhere, x, len(self.centers))
 
     def _log_density(self, x):
-        squared = geometry.squared_chord(self.space, x, self.centers)
+        squared, log_volume = geometry.kernel_separation(self.space, x, self.centers)
         terms = [
-            _log_sum_exp(a - p * squared)
+            _log_sum_exp(_exponent(a, p, squared, log_volume))
             for a, p in zip(self._log_amplitude, self._precision, strict=True)
         ]
         return torch.logsumexp(torch.stack(terms), dim=0)
 
     def _log_density_elsewhere(self, x):
-        squared = geometry.squared_chord(self.space, x, self.centers)
+        squared, log_volume = geometry.kernel_separation(self.space, x, self.centers)
         own = squared.detach() == 0
         left_out = own & (own.cumsum(1) == 1)  # one of equal centres
         terms = [
-            _log_sum_exp((a - p * squared).masked_fill(left_out, -math.inf))
+            _log_sum_exp(
+                _exponent(a, p, squared, log_volume).masked_fill(left_out, -math.inf)
+            )
             for a, p in zip(self._log_amplitude, self._precision, strict=True)
         ]
         value = torch.logsumexp(torch.stack(terms), dim=0)
@@ -196,14 +199,23 @@ class KernelDensity(Distribution):
         return self._fitted().weights
 
     def _grid(self, X):
-        flat = X.flatten(1)
-        spread = (flat - flat.mean(0)).square().sum(-1).mean().sqrt()
-        spread = float(spread) * math.sqrt(geometry.metric_scale(self.space))
+        spread = self._spread(X)
         widest = 2 * max(spread, 1e-3) / math.sqrt(self.space.dim)
         # narrower kernels than this would be rounded away in the points themselves
         narrowest = max(512 * torch.finfo(X.dtype).eps, 1e-5) * widest
         steps = int(math.log2(widest / narrowest)) + 1
         return widest * 0.5 ** torch.arange(steps, dtype=torch.float64)
+
+    def _spread(self, X):
+        """Root mean squared distance to the mean, or what pairs say of it."""
+        try:
+            scale = geometry.metric_scale(self.space)
+        except TypeError:
+            some = X[:: max(1, len(X) // 512)]
+            squared, _ = geometry.kernel_separation(self.space, some, some)
+            return float((squared / 2).mean().sqrt())
+        flat = X.flatten(1)
+        return float((scale * (flat - flat.mean(0)).square().sum(-1).mean()).sqrt())
 
     def _share_weights(self, X, bandwidths, generator, n_iterations=500):
         """EM for the shares of the bandwidths under the leave-one-out likelihood."""
@@ -213,12 +225,12 @@ class KernelDensity(Distribution):
         normalizer = geometry.log_kernel_normalizer(self.space, bandwidths)
         parts = []
         for part in rows.split(max(1, _CHUNK // n)):
-            squared = geometry.squared_chord(self.space, X[part], X)
+            squared, log_volume = geometry.kernel_separation(self.space, X[part], X)
             squared[torch.arange(len(part)), part] = math.inf
             parts.append(
                 torch.stack(
                     [
-                        _log_sum_exp(squared * (-0.5 / h**2)) - c
+                        _log_sum_exp(_exponent(-c, 0.5 / h**2, squared, log_volume))
                         for h, c in zip(bandwidths, normalizer, strict=True)
                     ],
                     dim=1,
@@ -248,6 +260,11 @@ class KernelDensity(Distribution):
                 "KernelDensity: not fitted yet; call fit(X) with points of the space."
             )
         return self.kernels
+
+
+def _exponent(log_amplitude, precision, squared, log_volume):
+    exponent = log_amplitude - precision * squared
+    return exponent if log_volume is None else exponent - log_volume
 
 
 def _log_sum_exp(exponents):

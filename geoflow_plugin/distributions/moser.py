@@ -354,12 +354,20 @@ class MoserFlow(Flow):
         self._state()
         if "proposal" not in self._cache:
             self._cache["proposal"] = self.base
-            if isinstance(self.field, SourceField) and KernelMixture.supports(self.space):
+            if isinstance(self.field, SourceField) and self._has_chord_kernels():
                 kernels = self._source_kernels()
                 self._cache["proposal"] = Mixture(
                     self.space, [self.base, kernels], weights=[0.3, 0.7]
                 ).to(self.device, self.dtype)
         return self._cache["proposal"]
+
+    def _has_chord_kernels(self):
+        try:
+            geometry.metric_scale(self.space)
+            geometry.log_kernel_normalizer(self.space, torch.ones(1))
+        except TypeError:
+            return False
+        return True
 
     def _source_kernels(self):
         # A t law with two degrees of freedom is a normal law whose precision is

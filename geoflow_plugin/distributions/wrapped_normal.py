@@ -55,5 +55,5 @@ class WrappedNormal(Distribution):
 
     def _draw(self, n, generator):
         mean = self.mean.expand(n, *self.mean.shape)
-        normal = geometry.random_tangent_normal(self.space, mean, generator)
-        return geometry.exp(self.space, self.scale * normal, mean), None
+        x = geometry.random_wrapped_normal(self.space, mean, self.scale, generator)
+        return x, None

@@ -208,6 +208,32 @@ def _(space, point, centers):
     )
 
 
+@_register(geometry.kernel_separation)
+def _(space, point, centers):
+    factors, scales = _factors(space)
+    parts = zip(_split(space, point), _split(space, centers), strict=True)
+    squared, log_volume = 0.0, None
+    for factor, scale, pair in zip(factors, scales, parts, strict=True):
+        square, change = geometry.kernel_separation(factor, *pair)
+        squared = squared + scale * square
+        # the kernel is a density for the volume of the factor as it is scaled here
+        if change is not None:
+            log_volume = change if log_volume is None else log_volume + change
+    return squared, log_volume
+
+
+@_register(geometry.random_wrapped_normal)
+def _(space, mean, scale, generator=None):
+    factors, scales = _factors(space)
+    return _join(
+        space,
+        [
+            geometry.random_wrapped_normal(f, m, scale / math.sqrt(c), generator)
+            for f, c, m in zip(factors, scales, _split(space, mean), strict=True)
+        ],
+    )
+
+
 @_register(geometry.log_kernel_normalizer)
 def _(space, bandwidth):
     return sum(

@@ -1,0 +1,102 @@
+"""What the plugin asks of a geomstats space, as open functions of that space.
+
+Every function takes the user's ``space`` first, works on torch tensors, keeps their
+device and dtype, and never calls geomstats' backend. Functions are dispatched on the
+nearest class in the space's MRO, and on its metric's where a registration names one;
+another package adds a space by registering on them::
+
+    @geometry.to_tangent.register(MySpace)
+    def _(space, vector, base_point): ...
+
+    @geometry.inner_product.register(MySpace, MyMetric)
+    def _(space, tangent_vec_a, tangent_vec_b, base_point): ...
+
+One idea carries all of it. A point's array has an ordinary flat (Frobenius) geometry;
+``tangent_basis`` is orthonormal there. The metric enters only through
+``log_volume_element`` (log of Riemannian over flat volume) and ``sharp`` (flat gradient
+to Riemannian gradient), both of which follow from ``inner_product``. Where a metric is a
+constant multiple of the flat one, it is enough to register that multiple on
+``frobenius_scale``; where the space is another one in disguise, its ``model``.
+"""
+
+from geoflow_plugin.geometry.checks import (
+    belongs,
+    check_points,
+)
+from geoflow_plugin.geometry.measures import (
+    chart,
+    chart_inverse,
+    kernel_separation,
+    log_kernel_normalizer,
+    log_volume,
+    quasi_uniform,
+    random_kernel,
+    random_tangent_normal,
+    random_uniform,
+    random_wrapped_normal,
+    squared_chord,
+    uniform_from_cube,
+    unit_cube_dim,
+    wrapped_normal_log_prob,
+)
+from geoflow_plugin.geometry.tangent import (
+    Model,
+    constraint_residual,
+    dist,
+    exp,
+    frobenius_scale,
+    gram,
+    inner_product,
+    is_compact,
+    log,
+    log_volume_element,
+    metric_scale,
+    model,
+    origin,
+    outer_scale,
+    projection,
+    retraction,
+    safe_sqrt,
+    sharp,
+    tangent_basis,
+    to_tangent,
+)
+
+__all__ = [
+    "Model",
+    "belongs",
+    "chart",
+    "chart_inverse",
+    "check_points",
+    "constraint_residual",
+    "dist",
+    "exp",
+    "frobenius_scale",
+    "gram",
+    "inner_product",
+    "is_compact",
+    "kernel_separation",
+    "log",
+    "log_kernel_normalizer",
+    "log_volume",
+    "log_volume_element",
+    "metric_scale",
+    "model",
+    "origin",
+    "outer_scale",
+    "projection",
+    "quasi_uniform",
+    "random_kernel",
+    "random_tangent_normal",
+    "random_uniform",
+    "random_wrapped_normal",
+    "retraction",
+    "safe_sqrt",
+    "sharp",
+    "squared_chord",
+    "tangent_basis",
+    "to_tangent",
+    "uniform_from_cube",
+    "unit_cube_dim",
+    "wrapped_normal_log_prob",
+]

@@ -1,0 +1,87 @@
+"""Checks of the points a caller brings."""
+
+import torch
+
+from geoflow_plugin.geometry.tangent import constraint_residual, is_compact
+
+
+def belongs(space, point, atol=None):
+    """Whether each point lies on the space.
+
+    Parameters
+    ----------
+    space : geomstats Manifold
+    point : torch.Tensor, shape=(..., *space.shape)
+    atol : float, optional
+        Largest constraint residual; default: 1e-4 in float32, 1e-6 in float64.
+
+    Returns
+    -------
+    torch.Tensor of bool, shape=(...,)
+    """
+    if atol is None:
+        atol = 1e-6 if point.dtype == torch.float64 else 1e-4
+    return constraint_residual(space, point) <= atol
+
+
+def check_points(space, point, name="x", dtype=None, device=None, allow_empty=False):
+    """Refuse anything but a batch of finite points on the space.
+
+    Parameters
+    ----------
+    space : geomstats Manifold
+    point : torch.Tensor, shape=(n, *space.shape)
+    name : str
+        What the caller calls this argument; it opens every message.
+    dtype, device : optional
+        What the points have to match.
+    allow_empty : bool
+        Whether n = 0 is fine.
+
+    Raises
+    ------
+    TypeError
+        Not a floating-point tensor, or of another dtype or device than asked for.
+    ValueError
+        Wrong shape, empty, NaN or infinite, or off the manifold.
+    """
+    if not isinstance(point, torch.Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(point).__name__}.")
+    if not point.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point tensor, got {point.dtype}.")
+    is_compact(space)  # refuses unknown spaces by name
+    shape = tuple(space.shape)
+    if point.ndim != len(shape) + 1 or tuple(point.shape[1:]) != shape:
+        raise ValueError(
+            f"{name}: expected shape (n, {', '.join(map(str, shape))}) for points of "
+            f"{type(space).__qualname__}, got {tuple(point.shape)}."
+        )
+    if point.shape[0] == 0 and not allow_empty:
+        raise ValueError(f"{name}: expected at least one point, got an empty batch.")
+    if dtype is not None and point.dtype != dtype:
+        raise TypeError(
+            f"{name}: expected {dtype}, got {point.dtype}; convert the points or move "
+            "the distribution with .to(dtype)."
+        )
+    if device is not None and point.device != torch.device(device):
+        raise TypeError(
+            f"{name}: expected device {device}, got {point.device}; move the points or "
+            "the distribution with .to(device)."
+        )
+    if torch.compiler.is_compiling():
+        return
+    try:
+        finite = bool(point.detach().isfinite().all())
+        residual = constraint_residual(space, point.detach())
+        far = float(residual.max()) if residual.numel() else 0.0
+    except RuntimeError:
+        # Under torch.func.vmap values cannot be looked at; shapes were.
+        return
+    if not finite:
+        raise ValueError(f"{name}: expected finite points, got NaN or infinity.")
+    if residual.numel() and not bool(belongs(space, point.detach()).all()):
+        raise ValueError(
+            f"{name}: expected points on {type(space).__qualname__}, got a constraint "
+            f"residual of {far:.3g}; project them first "
+            "(geoflow_plugin.geometry.projection)."
+        )

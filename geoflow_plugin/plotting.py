@@ -15,6 +15,7 @@ from geomstats.geometry.product_manifold import ProductManifold
 from geoflow_plugin import geometry
 from geoflow_plugin.distributions.base import seeded_sample
 from geoflow_plugin.distributions.checks import as_points
+from geoflow_plugin.geometry.dispatch import open_function
 
 __all__ = ["View", "plot_density", "view"]
 
@@ -219,7 +220,7 @@ def _turn(n):
     return torch.linspace(-math.pi, math.pi, n + 1, dtype=torch.float64)
 
 
-@geometry._open
+@open_function
 def view(space):
     """View of a space, dispatched on its class."""
     raise TypeError(

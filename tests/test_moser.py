@@ -199,6 +199,18 @@ def test_fitted_model_samples_what_it_scores(name):
     assert bool(((x.mean(0) - mean).abs() < 4.5 * error + 1e-6).all())
 
 
+def test_sampling_stays_cheap_when_sources_leave_the_space():
+    field = gf.networks.SourceField(SPHERE, n_sources=32, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    field.initialize(data(SPHERE), generator)
+    with torch.no_grad():
+        field.centers.mul_(1.02)  # narrow bells now look wider than their own width
+        field.scaled_log_widths.fill_(math.log(1e-3) / field._gain)
+    flow = gf.MoserFlow(SPHERE, field=field)
+    _, n_proposals = flow.sample_with_count(1000, generator)
+    assert n_proposals < 10 * 1000
+
+
 def test_raising_the_envelope_keeps_the_law():
     flow = gf.MoserFlow(SPHERE, field=RandomField((3,), 1.0))
     exact = flow.sample(6000, generator=torch.Generator().manual_seed(0))

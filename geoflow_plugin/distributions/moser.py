@@ -375,11 +375,14 @@ class MoserFlow(Flow):
         level = 3.0 ** torch.arange(-7, 2, dtype=torch.float64)
         share = (-level / math.sqrt(3)).exp() - (-level * math.sqrt(3)).exp()
         scale = math.sqrt(geometry.metric_scale(self.space))
-        widths = scale * self.field.widths.detach()
+        free = self.field.centers.detach()
+        centers = geometry.projection(self.space, free)
+        # a centre that left the space looks, from there, like a wider source
+        gap = (free - centers).flatten(1).square().sum(-1)
+        widths = scale * (self.field.widths.detach().square() + gap).sqrt()
         widths = (0.5 / level).sqrt().to(widths)[:, None] * widths
         weights = self.field.shares.detach().clamp_min(1e-12)
         weights = share.to(weights)[:, None] * weights
-        centers = geometry.projection(self.space, self.field.centers.detach())
         return KernelMixture(self.space, centers, widths.clamp_max(4.0), weights)
 
     def _log_over(self, proposal, x):

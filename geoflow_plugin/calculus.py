@@ -2,7 +2,8 @@
 
 With E a Frobenius-orthonormal tangent basis, the flat divergence of a tangent field u is
 sum_i <e_i, D_{e_i} u>: dim forward-mode products, batched, that depend only on values on
-the manifold. The metric adds the derivative of its log volume element along u.
+the manifold. The metric adds the derivative of its log volume element along u. A space
+with edges, where no field has such derivatives, interpolates it (``interpolation``).
 """
 
 import torch
@@ -44,6 +45,9 @@ def value_and_divergence(space, field, points, method="exact", n_probes=1, gener
         Unknown method, or a field of another shape than its points.
     """
     points = points.contiguous()  # forward mode cannot take expanded tensors
+    interpolate = geometry.interpolation(space)
+    if interpolate is not None:  # exact, and cheaper than any probe
+        return interpolate(lambda x: _vectors(field, x), points)
     directions = _directions(space, points, method, n_probes, generator)
     n_axes = len(space.shape)
     if method == "exact" and hasattr(field, "value_and_trace"):
@@ -51,13 +55,7 @@ def value_and_divergence(space, field, points, method="exact", n_probes=1, gener
         return tangent_vec, total + _volume_term(space, points, tangent_vec)
 
     def tangent_field(x):
-        vector = field(x)
-        if vector.shape != x.shape:
-            raise ValueError(
-                f"field: expected vectors of shape {tuple(x.shape)}, got "
-                f"{tuple(vector.shape)}."
-            )
-        tangent_vec = geometry.to_tangent(space, vector, x)
+        tangent_vec = geometry.to_tangent(space, _vectors(field, x), x)
         return tangent_vec, tangent_vec
 
     def along(direction):
@@ -152,6 +150,15 @@ def laplacian(space, potential, points, method="exact", n_probes=1, generator=No
         n_probes,
         generator,
     )[1]
+
+
+def _vectors(field, x):
+    vector = field(x)
+    if vector.shape != x.shape:
+        raise ValueError(
+            f"field: expected vectors of shape {tuple(x.shape)}, got {tuple(vector.shape)}."
+        )
+    return vector
 
 
 def _from_trace(space, field, points, basis):

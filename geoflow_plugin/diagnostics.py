@@ -41,25 +41,41 @@ def check_normalization(distribution, n=100_000, generator=None):
         )
     if isinstance(n, bool) or not isinstance(n, int) or n < 2:
         raise ValueError(f"n: expected an integer >= 2, got {n!r}.")
+    _, weight, _ = importance_sample(distribution, n, generator)
+    return float(weight.mean()), float(weight.std() / math.sqrt(n))
+
+
+@torch.no_grad()
+def importance_sample(distribution, n, generator=None):
+    """Points of the proposal of ``check_normalization``, and what the density says there.
+
+    Returns
+    -------
+    x : torch.Tensor, shape=(n, *space.shape)
+    weight : torch.Tensor, shape=(n,)
+        Density over the proposal's, in double precision.
+    log_prob : torch.Tensor, shape=(n,)
+    """
     space = distribution.space
     sample = distribution.sample(2000, generator=generator)
     kernels = KernelDensity(space).fit(sample)
     proposal = Mixture(space, [_wide(space, sample), kernels])
-    total = []
+    columns = []
     for start in range(0, n, 10_000):
         x = proposal.sample(min(10_000, n - start), generator=generator)
-        log_weight = distribution.log_prob(x) - proposal.log_prob(x)
-        total.append(log_weight.double().exp())
-    weight = torch.cat(total)
-    return float(weight.mean()), float(weight.std() / math.sqrt(len(weight)))
+        log_prob = distribution.log_prob(x)
+        weight = (log_prob - proposal.log_prob(x)).double().exp()
+        columns.append((x, weight, log_prob))
+    return tuple(torch.cat(column) for column in zip(*columns, strict=True))
 
 
 def _wide(space, sample):
     if geometry.is_compact(space):
         return Uniform(space, dtype=sample.dtype).to(sample.device)
     mean = geometry.projection(space, sample.mean(0, keepdim=True))[0]
-    distance = geometry.dist(space, sample, mean.expand_as(sample))
-    scale = 2 * float(distance.square().mean().sqrt()) / math.sqrt(space.dim)
+    # in the lengths of the normal law itself, which may be those of a model
+    squared, _ = geometry.kernel_separation(space, sample, mean[None])
+    scale = 2 * float(squared.mean().sqrt()) / math.sqrt(space.dim)
     return WrappedNormal(space, mean, scale).to(sample.device)
 
 

@@ -1,10 +1,12 @@
 """One row for every kind of geomstats space: how to make a small one.
 
-``docs/spaces.md`` and the conformance tests work through these rows. A row whose value
-is a string is a space we refuse, and why.
+``docs/spaces.md`` and the conformance tests work through these rows; ``REFUSED`` has what
+geomstats exports and we do not serve, with the reason.
 """
 
 import numpy as np
+from geomstats.geometry.complex_matrices import ComplexMatrices
+from geomstats.geometry.complex_poincare_disk import ComplexPoincareDisk
 from geomstats.geometry.euclidean import Euclidean, EuclideanMetric
 from geomstats.geometry.full_rank_correlation_matrices import (
     EuclideanCholeskyMetric,
@@ -19,6 +21,9 @@ from geomstats.geometry.full_rank_matrices import FullRankMatrices
 from geomstats.geometry.general_linear import GeneralLinear, SquareMatrices
 from geomstats.geometry.grassmannian import Grassmannian
 from geomstats.geometry.heisenberg import HeisenbergVectors
+from geomstats.geometry.hermitian import Hermitian
+from geomstats.geometry.hermitian_matrices import HermitianMatrices
+from geomstats.geometry.hpd_matrices import HPDMatrices
 from geomstats.geometry.hyperboloid import Hyperboloid
 from geomstats.geometry.hypersphere import Hypersphere
 from geomstats.geometry.klein_bottle import KleinBottle
@@ -28,6 +33,7 @@ from geomstats.geometry.lower_triangular_matrices import (
     StrictlyLowerTriangularMatrices,
 )
 from geomstats.geometry.matrices import Matrices, MatricesDiagMetric
+from geomstats.geometry.minkowski import Minkowski
 from geomstats.geometry.nfold_manifold import NFoldManifold, NFoldMetric
 from geomstats.geometry.open_hemisphere import OpenHemisphere, OpenHemispheresProduct
 from geomstats.geometry.poincare_ball import PoincareBall
@@ -41,6 +47,8 @@ from geomstats.geometry.positive_lower_triangular_matrices import (
 from geomstats.geometry.positive_reals import PositiveReals
 from geomstats.geometry.pre_shape import PreShapeSpace
 from geomstats.geometry.product_manifold import ProductManifold
+from geomstats.geometry.rank_k_psd_matrices import PSDMatrices
+from geomstats.geometry.siegel import Siegel
 from geomstats.geometry.skew_symmetric_matrices import SkewSymmetricMatrices
 from geomstats.geometry.spd_matrices import (
     LieCholeskyMetric,
@@ -89,6 +97,13 @@ def _scaled(space, factor=2.0):
 def _scaled_torus():
     space = NFoldManifold(Hypersphere(1), 2, equip=False)
     return space.equip_with_metric(NFoldMetric, scales=[1.0, 2.0])
+
+
+def _power_spd():
+    image = SPDMatrices(2)
+    image.equip_with_metric(SPDEuclideanMetric)
+    image.metric = 4.0 * image.metric  # the power one half
+    return _with(SPDMatrices(2), SPDPowerMetric, image_space=image)
 
 
 _MATRIX = np.array([[2.0, 0.5], [0.5, 1.0]])
@@ -146,10 +161,9 @@ CATALOGUE = {
     "SPDMatrices(2) Bures-Wasserstein": lambda: _with(
         SPDMatrices(2), SPDBuresWassersteinMetric
     ),
-    "SPDMatrices(2) power": lambda: _with(SPDMatrices(2), SPDPowerMetric),
+    "SPDMatrices(2) power": lambda: _power_spd(),
     "SPDMatrices(2) Lie-Cholesky": lambda: _with(SPDMatrices(2), LieCholeskyMetric),
     "PositiveLowerTriangularMatrices(2)": lambda: PositiveLowerTriangularMatrices(2),
-    "UnitNormedRowsPLTMatrices(3)": lambda: UnitNormedRowsPLTMatrices(3),
     "PLTUnitDiagMatrices(3)": lambda: PLTUnitDiagMatrices(3),
     "FullRankCorrelationMatrices(3) affine quotient": lambda: _with(
         FullRankCorrelationMatrices(3), FullRankCorrelationAffineQuotientMetric
@@ -194,4 +208,37 @@ CATALOGUE = {
     "S2 x SO3": lambda: ProductManifold([Hypersphere(2), SpecialOrthogonal(3)]),
     "S2 x SPD(2)": lambda: ProductManifold([Hypersphere(2), SPDMatrices(2)]),
     "Hyperboloid(2)^2": lambda: NFoldManifold(Hyperboloid(2), 2),
+}
+
+_COMPLEX = "points are complex arrays; no real view is registered yet"
+_PATHS = "points are discretised functions: its metrics have no volume we could state"
+
+# name -> (how to make it, or None where it cannot be one of ours; why it is refused)
+REFUSED = {
+    "Minkowski(3)": (lambda: Minkowski(3), "indefinite metric: no Riemannian volume"),
+    "Hypersphere(2, intrinsic=True)": (
+        lambda: Hypersphere(2, intrinsic=True),
+        "geomstats' own exp, log and belongs are wrong there; use unit vectors",
+    ),
+    "UnitNormedRowsPLTMatrices(3)": (
+        lambda: UnitNormedRowsPLTMatrices(3),
+        "geomstats gives it the dimension 6, but it has 3",
+    ),
+    "RankKPSDMatrices(3, 2)": (
+        lambda: PSDMatrices(3, 2),
+        "geomstats gives it the dimension 3, but it has 5, and its exp leaves it",
+    ),
+    "HPDMatrices(2)": (lambda: HPDMatrices(2), _COMPLEX),
+    "HermitianMatrices(2)": (lambda: HermitianMatrices(2), _COMPLEX),
+    "Hermitian(2)": (lambda: Hermitian(2), _COMPLEX),
+    "ComplexMatrices(2, 2)": (lambda: ComplexMatrices(2, 2), _COMPLEX),
+    "ComplexPoincareDisk": (lambda: ComplexPoincareDisk(), _COMPLEX),
+    "Siegel(2)": (lambda: Siegel(2), _COMPLEX),
+    "ProductHPDMatricesAndSiegelDisks": (None, _COMPLEX),
+    "ProductPositiveRealsAndComplexPoincareDisks": (None, _COMPLEX),
+    "HilbertSphere": (None, "infinite dimension: no volume"),
+    "DiscreteCurvesStartingAtOrigin": (None, _PATHS),
+    "DiscreteSurfaces": (None, _PATHS),
+    "TangentBundle": (None, "Sasaki metric: known to geomstats by shooting alone"),
+    "Spider, TreeSpace, WaldSpace": (None, "stratified: not manifolds"),
 }

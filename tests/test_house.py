@@ -22,7 +22,8 @@ LEVELS = {
     "datasets": 5,
     "plotting": 5,
     "equip": 5,
-    "__init__": 6,
+    "testing": 6,
+    "__init__": 7,
 }
 GEOMSTATS = {"spaces", "equip", "datasets", "plotting"}  # who may say geomstats
 FILES = sorted(PACKAGE.rglob("*.py"))

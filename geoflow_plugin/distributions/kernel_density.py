@@ -213,7 +213,8 @@ class KernelDensity(Distribution):
         except TypeError:
             some = X[:: max(1, len(X) // 512)]
             squared, _ = geometry.kernel_separation(self.space, some, some)
-            return float((squared / 2).mean().sqrt())
+            # lengths, where a kernel reaches at all: their squares may have no mean
+            return float(squared[squared.isfinite()].sqrt().mean()) / math.sqrt(2)
         flat = X.flatten(1)
         return float((scale * (flat - flat.mean(0)).square().sum(-1).mean()).sqrt())
 

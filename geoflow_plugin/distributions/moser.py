@@ -68,6 +68,7 @@ class MoserFlow(Flow):
     """
 
     def __init__(self, space, base=None, field=None, *, floor=1e-2, normalizer_tolerance=2e-4):
+        geometry.check_fields(space)
         if base is not None:
             check_component(space, base, "base")
         if field is not None and not isinstance(field, torch.nn.Module):
@@ -269,7 +270,7 @@ class MoserFlow(Flow):
         memory = [self._base_terms(train, leave_out=True)]
         pool = None
         if not isinstance(self.base, Uniform):
-            pool = self._training_nodes(16384, _generator_on(self.device, generator))
+            pool = self._training_nodes(8192, _generator_on(self.device, generator))
         if held_out is not None:
             memory.append(self._base_terms(held_out, leave_out=False))
         draws = _generator_on(self.device, generator)

@@ -21,6 +21,7 @@ constant multiple of the flat one, it is enough to register that multiple on
 
 from geoflow_plugin.geometry.checks import (
     belongs,
+    check_fields,
     check_points,
 )
 from geoflow_plugin.geometry.measures import (
@@ -29,6 +30,7 @@ from geoflow_plugin.geometry.measures import (
     kernel_separation,
     log_kernel_normalizer,
     log_volume,
+    model_log_volume,
     quasi_uniform,
     random_kernel,
     random_tangent_normal,
@@ -47,6 +49,7 @@ from geoflow_plugin.geometry.tangent import (
     frobenius_scale,
     gram,
     inner_product,
+    interpolation,
     is_compact,
     log,
     log_volume_element,
@@ -67,6 +70,7 @@ __all__ = [
     "belongs",
     "chart",
     "chart_inverse",
+    "check_fields",
     "check_points",
     "constraint_residual",
     "dist",
@@ -74,6 +78,7 @@ __all__ = [
     "frobenius_scale",
     "gram",
     "inner_product",
+    "interpolation",
     "is_compact",
     "kernel_separation",
     "log",
@@ -82,6 +87,7 @@ __all__ = [
     "log_volume_element",
     "metric_scale",
     "model",
+    "model_log_volume",
     "origin",
     "outer_scale",
     "projection",

@@ -3,14 +3,18 @@
 import functools
 from collections.abc import Callable
 
-__all__ = ["open_function", "required_function", "unsupported"]
+__all__ = ["UnsupportedError", "open_function", "required_function", "unsupported"]
+
+
+class UnsupportedError(TypeError):
+    """A space, or its metric, on which nobody registered what was asked for."""
 
 
 def unsupported(space, what):
     """The error for a space on which nobody registered ``what``."""
     metric = getattr(space, "metric", None)
     equipped = "no metric" if metric is None else f"metric {type(metric).__name__}"
-    return TypeError(
+    return UnsupportedError(
         f"space: geoflow_plugin has no torch-native {what} for "
         f"{type(space).__module__}.{type(space).__qualname__} with {equipped}; "
         "docs/spaces.md lists what is supported "

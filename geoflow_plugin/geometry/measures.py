@@ -49,8 +49,9 @@ def _required_model(space, what, isometric=False):
     return found
 
 
-def _model_log_volume(space, found, point):
-    """Log of the model's volume over the space's, shape (...,)."""
+def model_log_volume(space, point):
+    """Log of the volume of a space's ``model`` over its own at points, shape (...,)."""
+    found = _required_model(space, "model_log_volume")
     if found.isometric:
         value = -0.5 * space.dim * math.log(outer_scale(space))
         batch = point.shape[: point.ndim - len(space.shape)]
@@ -60,7 +61,9 @@ def _model_log_volume(space, found, point):
     axis = point.ndim - len(space.shape)
     target = tangent_basis(found.space, image).flatten(axis + 1)
     jacobian = pushed.flatten(axis + 1) @ target.mT
-    change = torch.linalg.slogdet(jacobian)[1] + log_volume_element(found.space, image)
+    # by QR: torch differentiates forward derivatives of slogdet wrongly
+    triangle = torch.linalg.qr(jacobian)[1].diagonal(dim1=-2, dim2=-1)
+    change = triangle.abs().log().sum(-1) + log_volume_element(found.space, image)
     return change - log_volume_element(space, point)
 
 
@@ -167,7 +170,7 @@ def wrapped_normal_log_prob(space, point, mean, scale):
     images = found.to_model(point), found.to_model(mean)
     scale = scale / math.sqrt(outer_scale(space))
     value = wrapped_normal_log_prob(found.space, *images, scale)
-    return value + _model_log_volume(space, found, point)
+    return value + model_log_volume(space, point)
 
 
 # Smoothing kernels -------------------------------------------------------------------
@@ -207,7 +210,7 @@ def kernel_separation(space, point, centers):
     images = found.to_model(point), found.to_model(centers)
     squared, log_change = kernel_separation(found.space, *images)
     if not found.isometric or outer_scale(space) != 1:
-        change = -_model_log_volume(space, found, point).unsqueeze(-1)
+        change = -model_log_volume(space, point).unsqueeze(-1)
         log_change = change if log_change is None else log_change + change
         log_change = log_change.expand_as(squared)
     return outer_scale(space) * squared, log_change
@@ -241,7 +244,7 @@ def chart(space, point):
     """Coordinates (n, dim) of points and log |d coordinates / d volume|, (n,)."""
     found = _required_model(space, "chart")
     coordinates, log_det = chart(found.space, found.to_model(point))
-    return coordinates, log_det + _model_log_volume(space, found, point)
+    return coordinates, log_det + model_log_volume(space, point)
 
 
 @open_function
@@ -250,4 +253,4 @@ def chart_inverse(space, coordinates):
     found = _required_model(space, "chart_inverse")
     image, log_det = chart_inverse(found.space, coordinates)
     point = found.from_model(image)
-    return point, log_det - _model_log_volume(space, found, point)
+    return point, log_det - model_log_volume(space, point)

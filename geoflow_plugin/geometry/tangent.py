@@ -187,7 +187,9 @@ def log_volume_element(space, point):
     """Log of Riemannian over flat (Hausdorff) volume at each point, shape (...,)."""
     scale = _constant(space)
     if scale is None:
-        return 0.5 * torch.linalg.slogdet(gram(space, point))[1]
+        # not slogdet or solve: torch differentiates their forward derivatives wrongly
+        root = torch.linalg.cholesky(gram(space, point))
+        return root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     batch = point.shape[: point.ndim - len(space.shape)]
     value = 0.5 * math.log(scale) * space.dim
     return torch.full(batch, value, dtype=point.dtype, device=point.device)
@@ -202,8 +204,20 @@ def sharp(space, covector, base_point):
     axis = base_point.ndim - len(space.shape)
     basis = tangent_basis(space, base_point).flatten(axis + 1)
     flat = (basis * covector.flatten(axis).unsqueeze(axis)).sum(-1)
-    weight = torch.linalg.solve(gram(space, base_point), flat)
+    root = torch.linalg.cholesky(gram(space, base_point))
+    weight = torch.cholesky_solve(flat.unsqueeze(-1), root).squeeze(-1)
     return (weight.unsqueeze(-1) * basis).sum(axis).reshape(base_point.shape)
+
+
+@open_function
+def interpolation(space):
+    """How to make fields of a space with edges obey Stokes' theorem, or None.
+
+    Where tangent planes jump, projected fields leak, and a space brings a map instead: a
+    field and points (n, *shape) to the tangent vectors and the exact divergence, (n,), of
+    a nearby field that does not. Densities of flows then jump as well.
+    """
+    return None
 
 
 # Moving on the space ------------------------------------------------------------------

@@ -301,16 +301,19 @@ def _flat_model(space):
         )
 
     def root(like):
-        at = torch.zeros(space.shape, dtype=like.dtype, device=like.device)
-        gram = geometry.gram(space, at) / geometry.outer_scale(space)
+        # not geometry.gram, which asks for this very model
+        basis = linear_basis(space, like)
+        pairs = basis.unsqueeze(0), basis.unsqueeze(1), torch.zeros_like(basis)
+        gram = geometry.inner_product(space, *pairs) / geometry.outer_scale(space)
         return torch.linalg.cholesky(gram)
 
     def to_model(x):
         return _coordinates(space, x) @ root(x)
 
     def from_model(z):
-        coordinates = torch.linalg.solve_triangular(root(z), z, upper=False, left=False)
-        return _combination(space, coordinates)
+        solve = torch.linalg.solve_triangular
+        coordinates = solve(root(z), z.unsqueeze(-2), upper=False, left=False)
+        return _combination(space, coordinates.squeeze(-2))
 
     return geometry.Model(target, to_model, from_model)
 

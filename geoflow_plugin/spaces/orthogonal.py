@@ -21,7 +21,7 @@ _WRAPS = 2  # full turns of each eigen-angle kept by the wrapped normal
 
 @geometry.frobenius_scale.register(BiInvariantMetric)
 def _(metric):
-    return 0.5
+    return 0.5 if metric._space.point_ndim == 2 else None  # not of rotation vectors
 
 
 @geometry.frobenius_scale.register(MatricesMetric)
@@ -91,7 +91,8 @@ def _(space, tangent_vec, base_point):
     # Cayley: agrees with the exponential to second order and stays in the group
     half = _skew(base_point.mT @ tangent_vec) / 2
     eye = torch.eye(space.n, dtype=half.dtype, device=half.device)
-    return base_point @ torch.linalg.solve(eye - half, eye + half)
+    # not linalg.solve: torch 2.13 gets its second derivatives in forward mode wrong
+    return base_point @ torch.linalg.inv(eye - half) @ (eye + half)
 
 
 @geometry.log.register(Matrices)

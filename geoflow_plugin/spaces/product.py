@@ -152,6 +152,12 @@ def _(space):
     return all([geometry.is_compact(factor) for factor in _bare_factors(space)])
 
 
+@_register(geometry.check_fields)
+def _(space):
+    for factor in _bare_factors(space):
+        geometry.check_fields(factor)
+
+
 @_register(geometry.log_volume)
 def _(space):
     return sum(

@@ -8,6 +8,7 @@ from geomstats.geometry.hypersphere import Hypersphere, HypersphereMetric
 from scipy import special
 
 from geoflow_plugin import geometry
+from geoflow_plugin.geometry.dispatch import UnsupportedError
 
 _WRAPS = 4  # full turns kept on each side; exp(-(8 pi)^2 / 2 scale^2) is dropped
 
@@ -46,12 +47,17 @@ def _(space, vector, base_point):
 @geometry.tangent_basis.register(Hypersphere)
 def _(space, base_point):
     _extrinsic(space)
-    # Columns of the Householder reflection that takes the first axis to -+ the point.
-    first = base_point[..., :1]
-    sign = torch.where(first >= 0, 1.0, -1.0).to(base_point.dtype)
-    normal = torch.cat([first + sign, base_point[..., 1:]], dim=-1)
+    return complement_basis(base_point)
+
+
+def complement_basis(unit):
+    """Orthonormal basis (..., k - 1, k) of what is orthogonal to unit vectors (..., k)."""
+    # Columns of the Householder reflection that takes the first axis to -+ the vector.
+    first = unit[..., :1]
+    sign = torch.where(first >= 0, 1.0, -1.0).to(unit.dtype)
+    normal = torch.cat([first + sign, unit[..., 1:]], dim=-1)
     weight = 2 / _dot(normal, normal)
-    eye = torch.eye(space.dim + 1, dtype=base_point.dtype, device=base_point.device)
+    eye = torch.eye(unit.shape[-1], dtype=unit.dtype, device=unit.device)
     outer = (weight * normal)[..., 1:, None] * normal[..., None, :]
     return eye[1:] - outer
 
@@ -247,7 +253,7 @@ def _von_mises_fisher_gap(dim, kappa, generator):
 
 def _circle(space):
     if space.dim != 1:
-        raise TypeError(
+        raise UnsupportedError(
             f"space: Hypersphere({space.dim}) has no chart that covers it; angles serve "
             "the circle and tori only."
         )

@@ -1,13 +1,10 @@
-"""Real data sets on manifolds: those inside geomstats, and public ones from a path."""
-
-import gzip
-import hashlib
-import os
-from pathlib import Path
+"""The sphere: large cities, and locations of natural events."""
 
 import numpy as np
 
-__all__ = ["EARTH", "load_cities", "load_earth", "split"]
+from geoflow_plugin.datasets.files import read
+
+__all__ = ["EARTH", "load_cities", "load_earth"]
 
 # name -> (file, SHA-256 of its uncompressed content)
 EARTH = {
@@ -77,13 +74,8 @@ def load_earth(name, path=None, *, drop_duplicates=False):
     if name not in EARTH:
         raise ValueError(f"name: expected one of {sorted(EARTH)}, got {name!r}.")
     file, checksum = EARTH[name]
-    content = _read(_find(file, path))
-    found = hashlib.sha256(content).hexdigest()
-    if found != checksum:
-        raise ValueError(
-            f"path: {file} has SHA-256 {found}, expected {checksum}; it is damaged or "
-            "another edition of the data."
-        )
+    source = "noamroze/moser_flow, data/earth_data.zip"
+    content = read("earth", file, checksum, source, path)
     rows = [
         [float(value) for value in line.split(",")[:2]]
         for line in content.decode().splitlines()
@@ -101,47 +93,3 @@ def load_earth(name, path=None, *, drop_duplicates=False):
         ],
         axis=1,
     )
-
-
-def split(points, seed, shares=(0.8, 0.1)):
-    """Shuffle and cut into training, validation and test points.
-
-    Parameters
-    ----------
-    points : np.ndarray, shape=(n, ...)
-    seed : int
-    shares : (float, float)
-        Of training and validation; the rest is for the test.
-
-    Returns
-    -------
-    train, validation, test : np.ndarray
-    """
-    order = np.random.default_rng(seed).permutation(len(points))
-    first, second = (int(round(b * len(points), 6)) for b in np.cumsum(shares))
-    return points[order[:first]], points[order[first:second]], points[order[second:]]
-
-
-def _find(file, path):
-    if path is None:
-        root = os.environ.get("GEOFLOW_DATA")
-        if not root:
-            raise FileNotFoundError(
-                f"path: none given and GEOFLOW_DATA is not set; pass the path of {file} "
-                "or set GEOFLOW_DATA to a folder with earth/" + file + ".gz."
-            )
-        path = Path(root) / "earth"
-    path = Path(path)
-    candidates = [path / file, path / (file + ".gz")] if path.is_dir() else [path]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise FileNotFoundError(
-        f"path: found no {file} (or {file}.gz) at {path}; it is part of "
-        "noamroze/moser_flow, data/earth_data.zip."
-    )
-
-
-def _read(path):
-    content = path.read_bytes()
-    return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content

@@ -1,0 +1,75 @@
+"""Kendall's pre-shape space: centred k x m matrices of unit norm, a sphere in disguise."""
+
+import torch
+from geomstats.geometry.hypersphere import Hypersphere
+from geomstats.geometry.pre_shape import KendallShapeMetric, PreShapeMetric, PreShapeSpace
+
+from geoflow_plugin import geometry
+from geoflow_plugin.spaces.linear import helmert
+
+_SPHERES: dict[int, Hypersphere] = {}
+
+
+@geometry.frobenius_scale.register(PreShapeMetric)
+def _(metric):
+    return 1.0
+
+
+def _to_sphere(space, array):
+    """Coordinates (..., m (k - 1)) of centred matrices; an isometry."""
+    return (helmert(space.k_landmarks, array).mT @ array).flatten(-2)
+
+
+def _from_sphere(space, array):
+    rows = array.unflatten(-1, (space.k_landmarks - 1, space.ambient_dim))
+    return helmert(space.k_landmarks, array) @ rows
+
+
+@geometry.model.register(PreShapeSpace)
+def _(space):
+    if space.dim not in _SPHERES:
+        _SPHERES[space.dim] = Hypersphere(space.dim)
+    return geometry.Model(
+        _SPHERES[space.dim],
+        lambda x: _to_sphere(space, x),
+        lambda z: _from_sphere(space, z),
+    )
+
+
+@geometry.model.register(PreShapeSpace, KendallShapeMetric)
+def _(space):
+    raise TypeError(
+        "space: KendallShapeMetric measures shapes, which pre-shapes cover many times "
+        "over, and geomstats keeps the pre-shapes' dimension for them: a density on "
+        "shapes is not supported; use PreShapeSpace with PreShapeMetric."
+    )
+
+
+@geometry.is_compact.register(PreShapeSpace)
+def _(space):
+    geometry.model(space)  # refuses shapes
+    return True
+
+
+@geometry.projection.register(PreShapeSpace)
+def _(space, point):
+    centered = point - point.mean(-2, keepdim=True)
+    return centered / torch.linalg.matrix_norm(centered, keepdim=True)
+
+
+@geometry.to_tangent.register(PreShapeSpace)
+def _(space, vector, base_point):
+    centered = vector - vector.mean(-2, keepdim=True)
+    return centered - (base_point * centered).sum((-2, -1), keepdim=True) * base_point
+
+
+@geometry.tangent_basis.register(PreShapeSpace)
+def _(space, base_point):
+    found = geometry.model(space)
+    return found.from_model(geometry.tangent_basis(found.space, found.to_model(base_point)))
+
+
+@geometry.constraint_residual.register(PreShapeSpace)
+def _(space, point):
+    defect = (torch.linalg.matrix_norm(point) - 1).abs()
+    return defect + point.mean(-2).abs().amax(-1)

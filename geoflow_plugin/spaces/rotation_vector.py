@@ -1,0 +1,163 @@
+"""Rotations as vectors: SO(2) by an angle, SO(3) by axis times angle, up to half turns.
+
+The balls of radius pi are charts of the circle and of the rotation matrices, whole but for
+a null set, and isometric to them: densities, kernels and geodesics are taken there, and so
+are continuous through half turns. A function of the coordinates is not: a vector field
+v -> w(v) jumps from v to -v at half turns, where its flux leaks out, and what rests on
+Stokes' theorem (Moser flows) is refused by ``geometry.check_fields``.
+"""
+
+import math
+
+import torch
+from geomstats.geometry.hypersphere import Hypersphere
+from geomstats.geometry.special_orthogonal import SpecialOrthogonal
+
+from geoflow_plugin import geometry
+
+Angles = type(SpecialOrthogonal(2, point_type="vector", equip=False))
+RotationVectors = type(SpecialOrthogonal(3, point_type="vector", equip=False))
+InvariantVectorMetric = type(SpecialOrthogonal(2, point_type="vector").metric)
+
+_CIRCLE: list[Hypersphere] = []
+_GROUPS: dict[int, SpecialOrthogonal] = {}
+
+
+def circle():
+    """The unit circle, made once: making it calls geomstats' backend."""
+    if not _CIRCLE:
+        _CIRCLE.append(Hypersphere(1))
+    return _CIRCLE[0]
+
+
+def rotation_group(n):
+    """SO(n) as matrices with its bi-invariant metric, made once."""
+    if n not in _GROUPS:
+        _GROUPS[n] = SpecialOrthogonal(n)
+    return _GROUPS[n]
+
+
+# Angles -------------------------------------------------------------------------------
+
+
+def circle_from_angle(angle):
+    """Unit vectors (..., 2) of angles (..., 1)."""
+    return torch.cat([angle.cos(), angle.sin()], dim=-1)
+
+
+def angle_from_circle(point):
+    """Angles (..., 1) in (-pi, pi] of unit vectors (..., 2)."""
+    return torch.atan2(point[..., 1:], point[..., :1])
+
+
+@geometry.model.register(Angles)
+def _(space):
+    return geometry.Model(circle(), circle_from_angle, angle_from_circle)
+
+
+# Rotation vectors ---------------------------------------------------------------------
+
+
+def matrix_from_vector(vector):
+    """Rotations (..., 3, 3) by |v| about v, for vectors (..., 3)."""
+    x, y, z = vector.unbind(-1)
+    zero = torch.zeros_like(x)
+    rows = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1)
+    return torch.linalg.matrix_exp(rows.unflatten(-1, (3, 3)))
+
+
+def vector_from_matrix(rotation):
+    """Rotation vectors (..., 3), at most pi long, of rotations (..., 3, 3)."""
+    eye = torch.eye(3, dtype=rotation.dtype, device=rotation.device)
+    skew = geometry.log(rotation_group(3), rotation, eye)
+    return torch.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], dim=-1)
+
+
+@geometry.model.register(RotationVectors)
+def _(space):
+    if getattr(space, "metric", None) is None:
+        raise TypeError(
+            "space: rotation vectors without a metric have no Haar volume; equip the "
+            "space with its BiInvariantMetric."
+        )
+    return geometry.Model(rotation_group(3), matrix_from_vector, vector_from_matrix)
+
+
+def log_ball_volume_element(vector):
+    """Log of the Haar volume over that of rotation vectors, 2 (1 - cos t) / t^2."""
+    # log (sin h / h)^2 as a function of h^2, which is smooth where h = t / 2 is not
+    squared = vector.square().sum(-1) / 4
+    small = squared < 0.02
+    half = torch.where(small, 1.0, squared).sqrt()
+    # half turns are h = pi / 2, where sin h / h is large
+    exact = 2 * (half.sin() / half).abs().clamp_min(torch.finfo(half.dtype).tiny).log()
+    series = torch.zeros_like(squared)
+    for denominator in (-467775 / 2, -18900, -2835 / 2, -90, -3):
+        series = squared * (series + 1 / denominator)
+    return torch.where(small, series, exact)
+
+
+@geometry.log_volume_element.register(RotationVectors)
+def _(space, point):
+    geometry.model(space)  # refuses a missing metric
+    scale = 0.5 * space.dim * math.log(geometry.outer_scale(space))
+    return log_ball_volume_element(point) + scale
+
+
+# Both -----------------------------------------------------------------------------------
+
+
+@geometry.frobenius_scale.register(InvariantVectorMetric)
+def _(metric):
+    # geomstats' own inner product raises for SO(2), where it can but be the angles'
+    return 1.0 if getattr(metric._space, "n", None) == 2 else None
+
+
+def shorten(vector):
+    """The same rotation by at most half a turn: vectors (..., k), k = 1 or 3."""
+    length = geometry.safe_sqrt(vector.square().sum(-1, keepdim=True))
+    turns = torch.round(length.detach() / (2 * math.pi))
+    return vector - 2 * math.pi * turns * vector / torch.where(turns > 0, length, 1.0)
+
+
+def excess_length(vector):
+    """By how much rotation vectors (..., k) are longer than half a turn, (...,)."""
+    return (vector.norm(dim=-1) - math.pi).clamp_min(0)
+
+
+for _cls in (Angles, RotationVectors):
+
+    @geometry.projection.register(_cls)
+    def _(space, point):
+        return shorten(point)
+
+    @geometry.constraint_residual.register(_cls)
+    def _(space, point):
+        return excess_length(point)
+
+
+def refuse_fields(space):
+    """What ``geometry.check_fields`` says of rotations as vectors."""
+    raise TypeError(
+        f"space: vector fields in the coordinates of {type(space).__qualname__} are not "
+        "continuous through half turns, where a rotation has two vectors; use point_type="
+        "'matrix', to which this space is isometric (geometry.model(space).to_model)."
+    )
+
+
+def register_open_chart(cls):
+    """The flat tangent geometry of a space whose points are free coordinates (dim,)."""
+
+    @geometry.to_tangent.register(cls)
+    def _(space, vector, base_point):
+        return vector
+
+    @geometry.tangent_basis.register(cls)
+    def _(space, base_point):
+        eye = torch.eye(space.dim, dtype=base_point.dtype, device=base_point.device)
+        return eye.expand(*base_point.shape, space.dim)
+
+
+for _cls in (Angles, RotationVectors):
+    register_open_chart(_cls)
+    geometry.check_fields.register(_cls)(refuse_fields)

@@ -1,0 +1,389 @@
+"""The laws of a space and of a distribution, as suites that strangers can run.
+
+    check_space(my_space)                  # after registering on geoflow_plugin.geometry
+    check_distribution(my_distribution)
+
+Both return the figures they measured, by law, and raise ``AssertionError`` with every law
+that fails. A law that asks for what nobody registered (say, a logarithm) is left out.
+"""
+
+import copy
+import math
+
+import torch
+from torch.func import jvp, vmap
+
+from geoflow_plugin import geometry
+from geoflow_plugin.calculus import divergence, gradient, laplacian
+from geoflow_plugin.diagnostics import importance_sample
+from geoflow_plugin.distributions.base import score
+from geoflow_plugin.distributions.uniform import Uniform
+from geoflow_plugin.distributions.wrapped_normal import WrappedNormal
+from geoflow_plugin.geometry.dispatch import UnsupportedError
+
+__all__ = ["check_distribution", "check_space"]
+
+
+class _Case:
+    """A space with points, tangent vectors and functions to try on them."""
+
+    def __init__(self, space, n, seed, dtype, device):
+        self.space = space
+        self.generator = torch.Generator(device).manual_seed(seed)
+        compact = geometry.is_compact(space)
+        law = (
+            Uniform(space, dtype=dtype)
+            if compact
+            else WrappedNormal(space, scale=0.5, dtype=dtype)
+        )
+        self.law = law.to(device)
+        self.points, self.others = self.law.sample(2 * n, generator=self.generator).split(n)
+        weight = torch.randn(
+            4, math.prod(space.shape), generator=self.generator, device=device, dtype=dtype
+        )
+        self.weight = weight / weight.norm(dim=1, keepdim=True)
+
+    def potential(self, x):
+        """A bounded smooth function of the array."""
+        return (x.flatten(1) @ self.weight.mT).sin() @ self.weight.new_tensor([1, -2, 1, 2])
+
+    def field(self, x):
+        """A bounded smooth field of ambient vectors."""
+        return ((x.flatten(1) @ self.weight.mT).cos() @ self.weight).reshape(x.shape)
+
+    def tangent(self, x):
+        """A tangent vector of unit array length or less, at each point."""
+        return geometry.to_tangent(self.space, self.field(x), x)
+
+    @property
+    def finite_atol(self):
+        """What rounding may leave, relative to sizes of order one."""
+        return 1e-6 if self.points.dtype == torch.float64 else 5e-3
+
+
+def _size(x):
+    """How large points are, so that errors are relative where a space is unbounded."""
+    return 1 + x.detach().flatten(1).norm(dim=1)
+
+
+def _worst(error):
+    return float(error.detach().abs().max()) if error.numel() else 0.0
+
+
+def _points_belong(case):
+    residual = geometry.constraint_residual(case.space, case.points)
+    kept = geometry.projection(case.space, case.points) - case.points
+    return _worst(residual / _size(case.points)) + _worst(
+        kept.flatten(1).norm(dim=1) / _size(case.points)
+    )
+
+
+def _basis_is_orthonormal(case):
+    basis = geometry.tangent_basis(case.space, case.points).flatten(2)
+    if basis.shape[1] != case.space.dim:
+        return math.inf
+    eye = torch.eye(case.space.dim).to(basis)
+    return _worst(basis @ basis.mT - eye)
+
+
+def _projector_is_orthogonal(case):
+    basis = geometry.tangent_basis(case.space, case.points).flatten(2)
+    vector = case.field(case.points)
+    ours = geometry.to_tangent(case.space, vector, case.points).flatten(1)
+    expected = ((basis @ vector.flatten(1).unsqueeze(-1)) * basis).sum(1)
+    return _worst(ours - expected)
+
+
+def _retraction_follows_tangents(case):
+    step = 1e-3 if case.points.dtype == torch.float64 else 1e-2
+    vector = case.tangent(case.points)
+    moved = geometry.retraction(case.space, step * vector, case.points)
+    error = (moved - case.points - step * vector).flatten(1).norm(dim=1)
+    length = vector.flatten(1).norm(dim=1).clamp_min(1e-3)
+    curvature = error / (step * length).square()
+    # second order: by what a curvature of 100 would bend it, rounding allowed for
+    return _worst((curvature - 100).clamp_min(0) * (error > case.finite_atol * step).to(error))
+
+
+def _metric_is_an_inner_product(case):
+    gram = geometry.gram(case.space, case.points)
+    values = torch.linalg.eigvalsh(gram)
+    if not bool((values > 0).all()):
+        return math.inf
+    return _worst((gram - gram.mT).flatten(1).amax(1) / values[:, -1])
+
+
+def _volume_element_is_that_of_the_metric(case):
+    gram = geometry.gram(case.space, case.points)
+    ours = geometry.log_volume_element(case.space, case.points)
+    return _worst(ours - 0.5 * torch.linalg.slogdet(gram)[1])
+
+
+def _gradient_is_dual_to_the_derivative(case):
+    x, vector = case.points, case.tangent(case.points)
+    slope = jvp(case.potential, (x,), (vector,))[1]
+    product = geometry.inner_product(
+        case.space, gradient(case.space, case.potential, x), vector, x
+    )
+    return _worst((product - slope) / (1 + slope.abs()))
+
+
+def _divergence_obeys_the_product_rule(case):
+    x = case.points
+    value = case.potential(x)
+    product = divergence(
+        case.space,
+        lambda y: case.field(y) * case.potential(y).reshape(-1, *[1] * (y.ndim - 1)),
+        x,
+    )
+    slope = jvp(case.potential, (x,), (case.tangent(x),))[1]
+    expected = value * divergence(case.space, case.field, x) + slope
+    return _worst((product - expected) / (1 + expected.abs()))
+
+
+def _laplacian_is_the_divergence_of_the_gradient(case):
+    x = case.points[:16]
+    ours = laplacian(case.space, case.potential, x)
+    expected = divergence(case.space, lambda y: gradient(case.space, case.potential, y), x)
+    return _worst((ours - expected) / (1 + expected.abs()))
+
+
+def _near(case):
+    """Points, tangent vectors of length 0.1 or less, and where they lead.
+
+    Geodesics of a metric that is not complete may leave the space; nine in ten must not.
+    """
+    vector = case.tangent(case.points)
+    length = geometry.inner_product(case.space, vector, vector, case.points).sqrt()
+    vector = vector * (0.1 / length.clamp_min(0.1)).reshape(-1, *[1] * (vector.ndim - 1))
+    near = geometry.exp(case.space, vector, case.points)
+    stays = geometry.belongs(case.space, near)
+    if float(stays.double().mean()) < 0.9:
+        stays = torch.ones_like(stays)
+    return case.points[stays], vector[stays], near[stays]
+
+
+def _exponential_stays_on_the_space(case):
+    _, _, near = _near(case)
+    return _worst(geometry.constraint_residual(case.space, near) / _size(near))
+
+
+def _logarithm_undoes_the_exponential(case):
+    x, vector, near = _near(case)
+    back = geometry.log(case.space, near, x)
+    return _worst((back - vector).flatten(1).norm(dim=1) / _size(x))
+
+
+def _distance_is_the_length_of_the_logarithm(case):
+    x, vector, near = _near(case)
+    length = geometry.inner_product(case.space, vector, vector, x).sqrt()
+    forth = geometry.dist(case.space, x, near)
+    back = geometry.dist(case.space, near, x)
+    return max(_worst(forth - length), _worst(forth - back))
+
+
+def _chart_is_undone(case):
+    coordinates, log_det = geometry.chart(case.space, case.points)
+    back, inverse_log_det = geometry.chart_inverse(case.space, coordinates)
+    error = (back - case.points).flatten(1).norm(dim=1) / _size(case.points)
+    return max(_worst(error), _worst(log_det + inverse_log_det))
+
+
+def _chart_has_the_volume_of_the_metric(case):
+    coordinates, _ = geometry.chart(case.space, case.points)
+    x, log_det = geometry.chart_inverse(case.space, coordinates)
+
+    def along(direction):
+        return jvp(
+            lambda z: geometry.chart_inverse(case.space, z)[0],
+            (coordinates,),
+            (direction.expand_as(coordinates),),
+        )[1]
+
+    eye = torch.eye(case.space.dim).to(coordinates)
+    frame = vmap(along, out_dims=1)(eye).flatten(2)  # (n, dim, size)
+    basis = geometry.tangent_basis(case.space, x).flatten(2)
+    flat = torch.linalg.slogdet(frame @ basis.mT)[1]
+    return _worst(flat + geometry.log_volume_element(case.space, x) - log_det)
+
+
+def _derivatives_are_finite_at_the_origin(case):
+    x = geometry.origin(case.space).to(case.points).expand_as(case.points[:2])
+    found = [score(lambda y: geometry.log_volume_element(case.space, y), x)]
+    for function in (geometry.dist, geometry.log):
+        try:
+            found.append(score(lambda y: function(case.space, y, x).flatten(1).sum(1), x))  # noqa: B023
+        except (UnsupportedError, IndexError):
+            continue
+    if not geometry.is_compact(case.space):
+        found.append(score(case.law._log_prob, x))
+    return 0.0 if all(bool(f.isfinite().all()) for f in found) else math.inf
+
+
+_EXACT = [
+    _points_belong,
+    _basis_is_orthonormal,
+    _projector_is_orthogonal,
+    _retraction_follows_tangents,
+    _metric_is_an_inner_product,
+    _volume_element_is_that_of_the_metric,
+    _gradient_is_dual_to_the_derivative,
+    _divergence_obeys_the_product_rule,
+    _laplacian_is_the_divergence_of_the_gradient,
+    _exponential_stays_on_the_space,
+    _logarithm_undoes_the_exponential,
+    _distance_is_the_length_of_the_logarithm,
+    _chart_is_undone,
+    _chart_has_the_volume_of_the_metric,
+    _derivatives_are_finite_at_the_origin,
+]
+
+
+def check_space(space, *, n=64, n_samples=4000, seed=0, dtype=torch.float64, device="cpu"):
+    """Try the laws of geometry on a space, registered by whomever.
+
+    Tangent spaces, metric, volume element, gradient, divergence, Laplacian, exponential,
+    logarithm, distance and chart on random points, Stokes' theorem by Monte Carlo (in
+    the Stein form over a wrapped normal where the space is not compact), and the volume:
+    a wrapped normal has to integrate to one over the uniform measure.
+
+    Parameters
+    ----------
+    space : geomstats Manifold
+    n, n_samples : int
+        Number of points for exact laws, and for Monte Carlo.
+    seed : int
+    dtype, device : optional
+
+    Returns
+    -------
+    figures : dict
+        Worst error by law, in standard errors for the laws of Monte Carlo; None where
+        a law asks for what is not registered.
+
+    Raises
+    ------
+    AssertionError
+        Naming every law that fails, with its figure.
+    """
+    case = _Case(space, n, seed, dtype, device)
+    figures, broken = {}, []
+    for law in _EXACT:
+        name = law.__name__[1:].replace("_", " ")
+        try:
+            figures[name] = law(case)
+        except UnsupportedError:
+            figures[name] = None
+            continue
+        if not figures[name] <= case.finite_atol:
+            broken.append(f"{name}: error {figures[name]:.3g}")
+    for name, law in {"Stokes' theorem": _stokes, "the volume": _volume}.items():
+        try:
+            figures[name] = law(case, n_samples)
+        except UnsupportedError:
+            figures[name] = None
+            continue
+        if not figures[name] <= 4:
+            broken.append(f"{name}: {figures[name]:.1f} standard errors")
+    _raise(broken, type(space).__qualname__)
+    return figures
+
+
+def _stokes(case, n):
+    """Mean of the Stein operator of the law, in standard errors."""
+    geometry.check_fields(case.space)
+    x = case.law.sample(n, generator=case.generator)
+    value = divergence(case.space, case.field, x)
+    value = value + (score(case.law._log_prob, x) * case.tangent(x)).flatten(1).sum(1)
+    return _standard_errors(value.double(), 0.0)
+
+
+def _volume(case, n):
+    """Integral of a wrapped normal, by means of which it knows nothing."""
+    if geometry.is_compact(case.space):
+        normal = WrappedNormal(case.space, case.points[0], 0.5).to(case.points.device)
+        x = case.law.sample(n, generator=case.generator)
+        log_weight = normal.log_prob(x) - case.law.log_prob(x)
+        return _standard_errors(log_weight.double().exp(), 1.0)
+    try:
+        z, _ = geometry.chart(case.space, case.law.sample(n, generator=case.generator))
+    except UnsupportedError:
+        _, weight, _ = importance_sample(case.law, n, case.generator)
+        return _standard_errors(weight, 1.0)
+    else:
+        # a wide normal law of the coordinates, and the volume that the chart says
+        mean, wide = z.mean(0), 1.5 * z.std(0)
+        normal = torch.randn(z.shape, generator=case.generator, device=z.device, dtype=z.dtype)
+        x, log_det = geometry.chart_inverse(case.space, mean + wide * normal)
+        log_proposal = -0.5 * (normal.square() + math.log(2 * math.pi)) - wide.log()
+        log_weight = case.law.log_prob(x) + log_det - log_proposal.sum(1)
+    return _standard_errors(log_weight.double().exp(), 1.0)
+
+
+def _standard_error(values):
+    return float(values.std()) / math.sqrt(len(values))
+
+
+def _standard_errors(values, expected):
+    return abs(float(values.mean()) - expected) / max(_standard_error(values), 1e-6)
+
+
+def check_distribution(distribution, *, n=2000, generator=None):
+    """Try the laws of a distribution: normalised, sampled as scored, reproducible.
+
+    Parameters
+    ----------
+    distribution : Distribution
+        Fitted, if it has to be.
+    n : int
+        Number of samples.
+    generator : torch.Generator, optional
+
+    Returns
+    -------
+    figures : dict
+        By law; in standard errors for normalisation, and for the entropy of samples
+        against that of the density by importance sampling.
+
+    Raises
+    ------
+    AssertionError
+        Naming every law that fails, with its figure.
+    """
+    if generator is None:
+        generator = torch.Generator(distribution.device).manual_seed(0)
+    space = distribution.space
+    state = generator.get_state()
+    with torch.no_grad():
+        x, log_prob = distribution(n, generator=generator)
+        own = distribution.log_prob(x)
+        again = distribution.sample(n, generator=generator.set_state(state))
+        twin = copy.deepcopy(distribution).log_prob(x)
+    atol = 1e-5 if distribution.dtype == torch.float64 else 1e-2
+    figures = {
+        "samples belong": _worst(geometry.constraint_residual(space, x) / _size(x)),
+        "forward scores what it draws": _worst((log_prob - own) / (1 + own.abs())),
+        "a copy scores the same": _worst((twin - own) / (1 + own.abs())),
+        "the generator decides": 0.0 if torch.equal(again, x) else math.inf,
+        "dtype is kept": 0.0 if x.dtype == own.dtype == distribution.dtype else math.inf,
+        "densities are finite": 0.0 if bool(own.isfinite().all()) else math.inf,
+    }
+    broken = [f"{law}: {value:.3g}" for law, value in figures.items() if not value <= atol]
+    _, weight, log_density = importance_sample(distribution, 10 * n, generator)
+    # where the density is zero it adds nothing to the entropy
+    surprise = torch.where(weight > 0, -weight * log_density.double(), 0.0)
+    errors = [_standard_error(surprise), _standard_error(own.double())]
+    gap = abs(float(surprise.mean()) + float(own.mean())) / max(math.hypot(*errors), 1e-6)
+    chances = {
+        "the integral is one": _standard_errors(weight, 1.0),
+        "samples follow the density (entropy)": gap,
+    }
+    broken += [f"{law}: {v:.1f} standard errors" for law, v in chances.items() if not v <= 4]
+    figures |= chances
+    _raise(broken, type(distribution).__qualname__)
+    return figures
+
+
+def _raise(broken, name):
+    if broken:
+        raise AssertionError(f"{name} breaks {len(broken)} laws:\n  " + "\n  ".join(broken))

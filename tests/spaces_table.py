@@ -1,0 +1,133 @@
+"""Writes docs/spaces.md from what each row of the catalogue does when it is run.
+
+    python tests/spaces_table.py
+
+A cell says yes where the conformance suite of ``geoflow_plugin.testing`` passes there.
+"""
+
+import math
+import platform
+from pathlib import Path
+
+import torch
+from catalogue import CATALOGUE, REFUSED
+
+import geoflow_plugin as gf
+from geoflow_plugin import geometry
+from geoflow_plugin.geometry.dispatch import UnsupportedError
+from geoflow_plugin.testing import check_distribution, check_space
+
+HEADER = """# Spaces
+
+One row for every kind of space geomstats 2.8.0 exports, written by
+`python tests/spaces_table.py` ({where}); no cell is written by hand.
+
+**yes** means that the conformance suite passed: `check_space` (float64, float32; the
+laws of tangent spaces, metric, volume element, gradient, divergence, Laplacian, exp, log,
+distance and chart that the space has, Stokes' theorem and the volume by Monte Carlo),
+`check_distribution` for the base law and for a `KernelDensity`, and for `MoserFlow` 20
+steps of training in float32, then samples on the space and an integral of one within four
+standard errors. The volume is that of `space.metric`; ∞ for a space that is not compact.
+exp / log: ✓ closed form, ✗ not there. Chart: R^d ⇄ space with exact volume change
+(`layers.Chart`).
+
+"""
+
+COLUMNS = ["space", "point", "dim", "volume", "base", "exp / log", "chart", "float64",
+           "float32", "base law", "KernelDensity", "MoserFlow", "cuda"]  # fmt: skip
+
+
+def passes(function):
+    """Cell of a check: yes, what failed, or that it is not there."""
+    try:
+        function()
+    except AssertionError as error:
+        return "no: " + "; ".join(str(error).splitlines()[1:3]).strip()
+    except UnsupportedError:
+        return "–"
+    return "yes"
+
+
+def has(function):
+    try:
+        function()
+    except UnsupportedError:
+        return "✗"
+    return "✓"
+
+
+def row(name):
+    """Cells of one space."""
+    space = CATALOGUE[name]()
+    compact = geometry.is_compact(space)
+
+    def law(dtype=torch.float64, scale=0.5):
+        if compact:
+            return gf.Uniform(space, dtype=dtype)
+        return gf.WrappedNormal(space, scale=scale, dtype=dtype)
+
+    x = law().sample(24, generator=torch.Generator().manual_seed(0))
+
+    def kernel_density():
+        if not gf.KernelDensity.supports(space):
+            raise UnsupportedError
+        check_distribution(gf.KernelDensity(space, bandwidth=[0.2, 0.4]).fit(x), n=500)
+
+    def moser(device="cpu"):
+        geometry.check_fields(space)
+        torch.manual_seed(0)
+        X = law(torch.float32, 0.3).sample(64)
+        field = gf.networks.SourceField(space, n_sources=16, dtype=torch.float32)
+        flow = gf.MoserFlow(space, field=field)
+        flow.fit(X, max_steps=20, progress=False, device=device)
+        check_distribution(flow, n=300)
+
+    def cuda():
+        if not torch.cuda.is_available():
+            raise UnsupportedError
+        check_space(space, n=16, n_samples=1000, device="cuda")
+        moser("cuda")
+
+    arrows = (
+        has(lambda: geometry.exp(space, torch.zeros_like(x), x)),
+        has(lambda: geometry.log(space, x.clone(), x)),
+    )
+    return [
+        name,
+        str(tuple(space.shape)),
+        str(space.dim),
+        f"{math.exp(geometry.log_volume(space)):.4g}" if compact else "∞",
+        type(law()).__name__,
+        " / ".join(arrows),
+        has(lambda: geometry.chart(space, x)),
+        passes(lambda: check_space(space, n=24, n_samples=2000)),
+        passes(lambda: check_space(space, n=12, n_samples=500, dtype=torch.float32)),
+        passes(lambda: check_distribution(law(), n=500)),
+        passes(kernel_density),
+        passes(moser),
+        passes(cuda),
+    ]
+
+
+def main():
+    """Run every row and write the page."""
+    torch.set_num_threads(1)
+    devices = "with a GPU" if torch.cuda.is_available() else "no GPU: cuda cells are –"
+    where = f"torch {torch.__version__}, Python {platform.python_version()}, {devices}"
+    lines = [HEADER.format(where=where)]
+    lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
+    for name in CATALOGUE:
+        cells = row(name)
+        print(*cells, sep=" | ", flush=True)
+        lines.append("| " + " | ".join(cells) + " |")
+    notes = Path(__file__).parent.parent / "docs" / "spaces_notes.md"
+    lines += ["", "## Not supported, and why", "", "| space | reason |", "| --- | --- |"]
+    lines += [f"| {name} | {reason} |" for name, (_, reason) in REFUSED.items()]
+    if notes.exists():
+        lines += ["", notes.read_text().strip()]
+    page = Path(__file__).parent.parent / "docs" / "spaces.md"
+    page.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,7 @@ Importing it gives every geomstats manifold ``equip_with_distribution`` and chan
 nothing else; ``unregister`` takes that back.
 """
 
-from geoflow_plugin import datasets, geometry, layers, networks, spaces
+from geoflow_plugin import datasets, geometry, layers, networks, spaces, testing
 from geoflow_plugin.calculus import divergence, gradient, laplacian
 from geoflow_plugin.diagnostics import check_invertibility, check_normalization
 from geoflow_plugin.distributions.base import Distribution, Flow
@@ -47,6 +47,7 @@ __all__ = [
     "register",
     "register_distribution",
     "spaces",
+    "testing",
     "unregister",
 ]
 

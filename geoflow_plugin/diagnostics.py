@@ -57,7 +57,8 @@ def importance_sample(distribution, n, generator=None):
     log_prob : torch.Tensor, shape=(n,)
     """
     space = distribution.space
-    sample = distribution.sample(2000, generator=generator)
+    # a kernel on each of these: enough to find the peaks, few enough for n times as many
+    sample = distribution.sample(min(2000, max(200, n // 10)), generator=generator)
     kernels = KernelDensity(space).fit(sample)
     proposal = Mixture(space, [_wide(space, sample), kernels])
     columns = []

@@ -42,14 +42,20 @@ class _Case:
             4, math.prod(space.shape), generator=self.generator, device=device, dtype=dtype
         )
         self.weight = weight / weight.norm(dim=1, keepdim=True)
+        # in one dimension, nothing else tells the four waves apart
+        self.phase = torch.arange(4).to(weight)
 
     def potential(self, x):
         """A bounded smooth function of the array."""
-        return (x.flatten(1) @ self.weight.mT).sin() @ self.weight.new_tensor([1, -2, 1, 2])
+        return (x.flatten(1) @ self.weight.mT + self.phase).sin() @ self.weight.new_tensor(
+            [1, -2, 1, 2]
+        )
 
     def field(self, x):
         """A bounded smooth field of ambient vectors."""
-        return ((x.flatten(1) @ self.weight.mT).cos() @ self.weight).reshape(x.shape)
+        return ((x.flatten(1) @ self.weight.mT + self.phase).cos() @ self.weight).reshape(
+            x.shape
+        )
 
     def tangent(self, x):
         """A tangent vector of unit array length or less, at each point."""

@@ -33,6 +33,38 @@ exp / log: ✓ closed form, ✗ not there. Chart: R^d ⇄ space with exact volum
 
 """
 
+NOTES = """## Notes
+
+**Level sets and coordinates nobody registered.** Any user `LevelSet` (also with geomstats'
+five obligatory methods alone, or an oblique `to_tangent`), any `ImmersedSet` in its
+intrinsic coordinates and any space with a `metric_matrix` work under geomstats' pytorch
+backend (`GEOMSTATS_BACKEND=pytorch`); under numpy they are refused with that advice. The
+uniform measure of a level set is a pool of 65,536 points from a shell, moved along the
+surface; its volume has a stated error (`spaces.level_set_measure.log_volume_error`), means
+over it share an error of 0.4 % of a standard deviation. Up to six numbers a point, compact.
+
+**Normal laws.** On spaces without cut locus, exp of a normal vector; on spheres and SO(n)
+the sum over all preimages; on Stiefel and Grassmann manifolds the Cayley map in place of
+exp; under a metric that is not complete or has no exp in closed form (SPD Euclidean,
+Bures-Wasserstein, power, Lie-Cholesky, correlation quotient, Fisher metrics of beta, gamma,
+Dirichlet ...) the exp of a complete metric on the same set, with the exact change of volume.
+
+**Coordinates with a seam.** Through half turns of rotation vectors, and the edges of the
+Klein bottle's square, no field of the coordinates is continuous, so divergences of networks
+do not integrate to zero. `MoserFlow` is refused there and says so; put it on the model and
+carry it: `gf.Carried(space, gf.MoserFlow(gf.geometry.model(space).space))` for rotation
+vectors and rigid motions, `spaces.klein_bottle.EmbeddedKleinBottle()` for the bottle.
+
+**Where we differ from geomstats 2.8.0.** Haar measure of SO(n) (its sampler is not
+uniform), `PoincareBall.projection` for negative coordinates, orthogonal projectors of
+hyperboloid and SE(n), hollow matrices without their diagonal, and the Fisher metric of
+diagonal normal laws, whose `inner_product` takes variances for standard deviations while
+its `dist` does not (ours agrees with its `dist`).
+
+**torch 2.13** gets second derivatives through forward mode of `linalg.solve`, `slogdet` and
+`det` wrong without a word; geometry uses `inv`, `cholesky`, `qr` and `solve_triangular`.
+"""
+
 COLUMNS = ["space", "point", "dim", "volume", "base", "exp / log", "chart", "float64",
            "float32", "base law", "KernelDensity", "MoserFlow", "cuda"]  # fmt: skip
 
@@ -71,7 +103,7 @@ def row(name):
     def kernel_density():
         if not gf.KernelDensity.supports(space):
             raise UnsupportedError
-        check_distribution(gf.KernelDensity(space, bandwidth=[0.2, 0.4]).fit(x), n=500)
+        check_distribution(gf.KernelDensity(space, bandwidth=[0.2, 0.4]).fit(x), n=200)
 
     def moser(device="cpu"):
         geometry.check_fields(space)
@@ -80,7 +112,7 @@ def row(name):
         field = gf.networks.SourceField(space, n_sources=16, dtype=torch.float32)
         flow = gf.MoserFlow(space, field=field)
         flow.fit(X, max_steps=20, progress=False, device=device)
-        check_distribution(flow, n=300)
+        check_distribution(flow, n=200)
 
     def cuda():
         if not torch.cuda.is_available():
@@ -102,7 +134,7 @@ def row(name):
         has(lambda: geometry.chart(space, x)),
         passes(lambda: check_space(space, n=24, n_samples=2000)),
         passes(lambda: check_space(space, n=12, n_samples=500, dtype=torch.float32)),
-        passes(lambda: check_distribution(law(), n=500)),
+        passes(lambda: check_distribution(law(), n=200)),
         passes(kernel_density),
         passes(moser),
         passes(cuda),
@@ -120,11 +152,9 @@ def main():
         cells = row(name)
         print(*cells, sep=" | ", flush=True)
         lines.append("| " + " | ".join(cells) + " |")
-    notes = Path(__file__).parent.parent / "docs" / "spaces_notes.md"
     lines += ["", "## Not supported, and why", "", "| space | reason |", "| --- | --- |"]
     lines += [f"| {name} | {reason} |" for name, (_, reason) in REFUSED.items()]
-    if notes.exists():
-        lines += ["", notes.read_text().strip()]
+    lines += ["", NOTES.strip()]
     page = Path(__file__).parent.parent / "docs" / "spaces.md"
     page.write_text("\n".join(lines) + "\n")
 

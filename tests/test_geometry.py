@@ -21,12 +21,12 @@ from conftest import (
     spaces,
     vectors,
 )
+from geomstats.geometry.complex_poincare_disk import ComplexPoincareDisk
+from geomstats.geometry.hpd_matrices import HPDMatrices
 from geomstats.geometry.hypersphere import Hypersphere
 from geomstats.geometry.nfold_manifold import NFoldManifold
 from geomstats.geometry.product_manifold import ProductManifold
-from geomstats.geometry.spd_matrices import SPDMatrices
 from geomstats.geometry.special_orthogonal import SpecialOrthogonal
-from geomstats.geometry.stiefel import Stiefel
 from numpy.polynomial.legendre import leggauss
 
 import geoflow_plugin as gf
@@ -826,11 +826,12 @@ def test_divergence_compiles_without_graph_breaks(name):
 # Spaces we do not know ----------------------------------------------------------------
 
 UNSUPPORTED = {
-    "Stiefel": lambda: Stiefel(3, 2),
-    "SPDMatrices": lambda: SPDMatrices(2),
+    "HPDMatrices": lambda: HPDMatrices(2),
     "intrinsic sphere": lambda: Hypersphere(2, intrinsic=True),
-    "rotation vectors": lambda: SpecialOrthogonal(3, point_type="vector"),
-    "product of Stiefel": lambda: ProductManifold([Hypersphere(2), Stiefel(3, 2)]),
+    "complex disk": lambda: ComplexPoincareDisk(),
+    "product of intrinsic circles": lambda: ProductManifold(
+        [Hypersphere(2), Hypersphere(1, intrinsic=True)]
+    ),
     "string": lambda: "sphere",
 }
 

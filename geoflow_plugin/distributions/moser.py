@@ -45,7 +45,8 @@ class MoserFlow(Flow):
     space : geomstats Manifold
     base : normflows.distributions.BaseDistribution, optional
         Any normalised distribution on the space, of this package or of normflows.
-        Default: uniform if the space is compact, the standard wrapped normal if not.
+        Default: uniform if the space is compact; if not, a wrapped normal, standard at
+        first, to which the first ``fit`` gives the mean and spread of the data.
     field : nn.Module, optional
         Points (n, *space.shape) to ambient vectors of that shape; their tangential part
         is w. Default: a ``SourceField``, which ``fit`` places on the data, over a
@@ -71,6 +72,11 @@ class MoserFlow(Flow):
         geometry.check_fields(space)
         if base is not None:
             check_component(space, base, "base")
+            if geometry.interpolation(space) is not None and not isinstance(base, Uniform):
+                raise TypeError(
+                    "base: expected the uniform one on a space with edges, across which "
+                    f"the density of a {type(base).__name__} may jump and flux be lost."
+                )
         if field is not None and not isinstance(field, torch.nn.Module):
             raise TypeError(
                 f"field: expected a torch.nn.Module, got {type(field).__name__}; wrap a "
@@ -84,9 +90,10 @@ class MoserFlow(Flow):
                 raise ValueError(f"{name}: expected a number in (0, 1), got {value!r}.")
         dtype = _dtype_of(field) or _dtype_of(base) or torch.get_default_dtype()
         super().__init__(space, dtype)
+        self._places_base = base is None and not geometry.is_compact(space)
         if base is None:
-            compact = geometry.is_compact(space)
-            base = (Uniform if compact else WrappedNormal)(space, dtype=dtype)
+            law = WrappedNormal if self._places_base else Uniform
+            base = law(space, dtype=dtype)
         self.base = base
         if field is None:
             background = FourierField(space.shape, dtype=dtype)
@@ -262,6 +269,9 @@ class MoserFlow(Flow):
 
     def _training_problem(self, train, held_out, generator):
         """Only the field is trained, and what the base says of the data is kept."""
+        if self._places_base:
+            self.base.fit(train)
+            self._places_base = False
         anchors = None
         if hasattr(self.field, "initialize"):
             anchors = self.field.initialize(train, generator)

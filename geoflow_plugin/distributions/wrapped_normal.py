@@ -1,10 +1,13 @@
 """The normal law of a tangent space, carried to the space by the exponential."""
 
+import math
+
 import torch
 
 from geoflow_plugin import geometry
 from geoflow_plugin.distributions.base import Distribution
-from geoflow_plugin.distributions.checks import as_numbers
+from geoflow_plugin.distributions.checks import as_numbers, as_points
+from geoflow_plugin.geometry.dispatch import UnsupportedError
 
 __all__ = ["WrappedNormal"]
 
@@ -49,6 +52,50 @@ class WrappedNormal(Distribution):
         self.register_buffer("mean", mean.detach().to(self.dtype).clone())
         self.register_buffer("scale", scale.detach().clone())
 
+    @classmethod
+    def supports(cls, space):
+        """Whether the space has a normal law of known density."""
+        try:
+            mean = geometry.origin(space)[None].float()
+            geometry.wrapped_normal_log_prob(space, mean, mean, torch.ones(()))
+        except (TypeError, AttributeError):
+            return False
+        return super().supports(space)
+
+    @torch.no_grad()
+    def fit(self, X):
+        """Take mean and scale from data: the Fréchet mean and the spread about it.
+
+        Parameters
+        ----------
+        X : torch.Tensor or array, shape=(n, *space.shape)
+            At least two points of the space.
+
+        Returns
+        -------
+        self : WrappedNormal
+
+        Raises
+        ------
+        TypeError, ValueError
+            For anything but a batch of finite points, of which two differ.
+        """
+        self._check_metric()
+        X = as_points(self.space, X).to(self.device, self.dtype)
+        mean = frechet_mean(self.space, X)
+        try:
+            if geometry.model(self.space) is not None:
+                raise UnsupportedError  # in the lengths of the model, which are the law's
+            squared = geometry.dist(self.space, X, mean.expand_as(X)).square()
+        except UnsupportedError:
+            squared, _ = geometry.kernel_separation(self.space, X, mean[None])
+        scale = math.sqrt(float(squared.mean()) / self.space.dim)
+        if not scale > 0:
+            raise ValueError("X: expected two different points at least, got one.")
+        self.mean.copy_(mean)
+        self.scale.fill_(scale)
+        return self
+
     def _log_prob(self, x):
         mean = self.mean.expand(x.shape)
         return geometry.wrapped_normal_log_prob(self.space, x, mean, self.scale)
@@ -57,3 +104,20 @@ class WrappedNormal(Distribution):
         mean = self.mean.expand(n, *self.mean.shape)
         x = geometry.random_wrapped_normal(self.space, mean, self.scale, generator)
         return x, None
+
+
+def frechet_mean(space, X, n_iterations=20):
+    """Point of least mean squared distance; the projected mean where there is no log."""
+    found = geometry.model(space)
+    if found is not None:
+        return found.from_model(frechet_mean(found.space, found.to_model(X)))
+    mean = geometry.projection(space, X.mean(0, keepdim=True))
+    if not bool(mean.isfinite().all()):
+        mean = X[:1]
+    try:
+        for _ in range(n_iterations):
+            step = geometry.log(space, X, mean.expand_as(X)).mean(0, keepdim=True)
+            mean = geometry.exp(space, step, mean)
+    except UnsupportedError:
+        pass
+    return geometry.projection(space, mean)[0]

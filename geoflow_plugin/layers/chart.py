@@ -11,8 +11,10 @@ __all__ = ["Chart"]
 class Chart(Flow):
     """Coordinates in R^d to points of a space, with the volume change of its metric.
 
-    Tori take angles in radians (``inverse`` returns them in (-pi, pi]), Euclidean space
-    its coordinates. In a normflows model whose base lives on the space, put
+    Spaces diffeomorphic to R^d (SPD, hyperbolic, Cholesky, correlation matrices, positive
+    reals, the simplex ...) take coordinates that fill R^d, which makes every normflows
+    model a density there; tori take angles in radians (``inverse`` returns them in
+    (-pi, pi]). docs/spaces.md says which spaces have one. In a normflows model whose base lives on the space, put
     ``normflows.flows.Reverse(Chart(space))`` first.
 
     Parameters

@@ -40,6 +40,11 @@ class MoserTransport(Flow):
 
     def __init__(self, moser_flow, rtol=1e-5, atol=1e-6):
         super().__init__()
+        if geometry.interpolation(moser_flow.space) is not None:
+            raise TypeError(
+                "moser_flow: its vector field jumps at the edges of its space, which no "
+                "adaptive solver takes; sample and score without the map."
+            )
         self.moser_flow = moser_flow
         self.rtol, self.atol = rtol, atol
         self.n_evaluations = 0

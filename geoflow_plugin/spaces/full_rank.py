@@ -113,6 +113,10 @@ def _project(space, point):
     return point + (left * shift.unsqueeze(-2)) @ right
 
 
+def _inner_product(space, tangent_vec_a, tangent_vec_b, base_point):
+    return geometry.metric_scale(space) * (tangent_vec_a * tangent_vec_b).sum((-2, -1))
+
+
 def _origin(space):
     return torch.eye(*space.shape, dtype=torch.float64)
 
@@ -130,6 +134,7 @@ for _cls in (FullRankMatrices, GeneralLinear):
     geometry.projection.register(_cls)(_project)
     geometry.constraint_residual.register(_cls)(_residual)
     geometry.origin.register(_cls)(_origin)
+    geometry.inner_product.register(_cls)(_inner_product)
     geometry.model.register(_cls)(_unequipped_model)
     geometry.model.register(_cls, MatricesMetric)(_model)
 

@@ -18,8 +18,11 @@ from geoflow_plugin.spaces.frames import orthonormal_complement, orthonormal_row
 from geoflow_plugin.spaces.orthogonal import _polar_factor
 from geoflow_plugin.spaces.rotation_vector import rotation_group
 from geoflow_plugin.spaces.stiefel import (
+    accretive_inverse,
     log_volume_of_frames,
-    regular_inverse,
+    pairs_last,
+    sum_of_squares,
+    times,
     uniform_frames,
 )
 
@@ -143,13 +146,14 @@ def _graph_separation(space, point, center):
     M = C^T P C, and the volume grows by det(M)^(n / 2). All is formed from the difference
     of projectors, so that near points keep their digits and equal ones are at exactly 0.
     """
-    frame = _frame(space, center)
-    step = (point - center) @ frame
-    along = frame.mT @ step
+    frame = pairs_last(_frame(space, center))
+    step = times(pairs_last(point) - pairs_last(center), frame)
+    along = times(frame.transpose(0, 1), step)
     eye = torch.eye(space.p, dtype=along.dtype, device=along.device)
-    reached, weight, log_det = regular_inverse(eye + along)
-    slope = (step - frame @ along) @ weight
-    squared = 2 * geometry.metric_scale(space) * slope.square().sum((-2, -1))
+    eye = eye.reshape(space.p, space.p, *[1] * (along.ndim - 2))
+    weight, log_det, reached = accretive_inverse(eye + along)
+    gram = times(step.transpose(0, 1), step) - times(along.transpose(0, 1), along)
+    squared = 2 * geometry.metric_scale(space) * sum_of_squares(gram, weight)
     log_volume = space.n / 2 * log_det
     # planes that the map does not reach are infinitely far, and have no derivative
     return torch.where(reached, squared, math.inf), torch.where(reached, log_volume, 0)
@@ -170,7 +174,7 @@ def _(space, mean, scale, generator=None):
 
 @geometry.kernel_separation.register(Grassmannian)
 def _(space, point, centers):
-    return _graph_separation(space, point.unsqueeze(1), centers)
+    return _graph_separation(space, point.unsqueeze(1), centers.unsqueeze(0))
 
 
 @geometry.log_kernel_normalizer.register(Grassmannian)

@@ -11,6 +11,7 @@ import torch
 from geomstats.geometry.hyperboloid import Hyperboloid, HyperboloidMetric
 
 from geoflow_plugin import geometry
+from geoflow_plugin.geometry.dispatch import UnsupportedError
 from geoflow_plugin.spaces.sphere import complement_basis
 
 # Even functions of a length, as smooth functions of its square -------------------------
@@ -52,7 +53,7 @@ def _asinhc(square):
 
 def _extrinsic(space):
     if getattr(space, "coords_type", "extrinsic") != "extrinsic" or space.intrinsic:
-        raise TypeError(
+        raise UnsupportedError(
             "space: Hyperboloid is supported with extrinsic points alone, since geomstats' "
             "own shape, exp and log are theirs; for the ball or the half-space take "
             f"PoincareBall({space.dim}) or PoincareHalfSpace({space.dim})."

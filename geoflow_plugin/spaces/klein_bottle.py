@@ -11,6 +11,7 @@ from geomstats.geometry.hypersphere import Hypersphere
 from geomstats.geometry.klein_bottle import KleinBottle, KleinBottleMetric
 
 from geoflow_plugin import geometry
+from geoflow_plugin.geometry.dispatch import UnsupportedError
 
 geometry.frobenius_scale.register(KleinBottleMetric)(lambda metric: 1.0)
 
@@ -59,7 +60,7 @@ def _(space, tangent_vec_a, tangent_vec_b, base_point):
 
 @geometry.check_fields.register(KleinBottle)
 def _(space):
-    raise TypeError(
+    raise UnsupportedError(
         "space: KleinBottle has several arrays for a point on the edge of its square, and "
         "a network of the coordinates is no field there. Put the flow on "
         "geoflow_plugin.spaces.klein_bottle.EmbeddedKleinBottle(), the same bottle in R^7, "

@@ -245,7 +245,7 @@ def _shell_weights(space, x, width):
         return point, torch.linalg.solve_triangular(root, height, upper=False).squeeze(-1)
 
     eye = torch.eye(math.prod(space.shape), dtype=x.dtype).reshape(-1, 1, *space.shape)
-    (point, offset), (turn, rise) = vmap(
+    (point, offset), (turn, rise) = vmap(  # type: ignore[misc]
         lambda direction: jvp(split, (x,), (direction.expand_as(x).contiguous(),)),
         out_dims=((None, None), (1, 1)),  # type: ignore[arg-type]
     )(eye)

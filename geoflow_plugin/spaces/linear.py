@@ -25,7 +25,7 @@ from geomstats.geometry.symmetric_matrices import (
 )
 
 from geoflow_plugin import geometry
-from geoflow_plugin.geometry.dispatch import required_function
+from geoflow_plugin.geometry.dispatch import UnsupportedError, required_function
 
 # Constant metrics ---------------------------------------------------------------------
 
@@ -148,7 +148,7 @@ def _whiten(space, vector):
 
 @geometry.is_compact.register(Euclidean, MinkowskiMetric)
 def _(space):
-    raise TypeError(
+    raise UnsupportedError(
         "space: MinkowskiMetric is indefinite: its volume is no measure of distance, and "
         "the space has no Riemannian geometry; equip it with a Euclidean metric."
     )

@@ -22,7 +22,13 @@ from geomstats.geometry.manifold import Manifold
 from scipy.spatial import cKDTree
 
 from geoflow_plugin import geometry
-from geoflow_plugin.spaces.mesh_tables import Tables, as_arrays, closest_point, make_tables
+from geoflow_plugin.spaces.mesh_tables import (
+    Tables,
+    as_arrays,
+    closest_point,
+    make_sites,
+    make_tables,
+)
 
 __all__ = ["MeshSurface"]
 
@@ -61,11 +67,10 @@ class MeshSurface(Manifold):
         self._tables = {None: make_tables(self.vertices, self.faces)}
         corners = self._tables[None].corners
         self.areas, self.centroids = self._tables[None].area, corners.mean(1)
-        # how far a face reaches from its centroid, and the mesh from its own
-        self._face_radius = float((corners - self.centroids[:, None]).norm(dim=-1).max())
         middle = (self.areas[:, None] * self.centroids).sum(0) / self.areas.sum()
         self._radius = float((corners - middle).norm(dim=-1).max())
-        self._tree = cKDTree(self.centroids.numpy())
+        sites, self._site_face, self._reach = make_sites(corners, 0.7 * self.areas.mean().sqrt())
+        self._tree = cKDTree(sites.numpy())
 
     @classmethod
     def from_file(cls, path):
@@ -166,23 +171,23 @@ class _NearestFace(torch.autograd.Function):
 
 
 def _search(space, point):
-    corners = space.tables(point).corners
+    corners, n_sites = space.tables(point).corners, len(space._site_face)
     face = torch.zeros(len(point), dtype=torch.int64)
-    pending, count = torch.nonzero(point.isfinite().all(-1)).squeeze(-1), 16
+    pending, count = torch.nonzero(point.isfinite().all(-1)).squeeze(-1), 8
     while len(pending):
-        count = min(count, len(corners))
+        count = min(count, n_sites)
         left = []
         for rows in pending.split(max(1, _PAIRS // count)):
             x = point[rows]
-            reach, candidate = space._tree.query(x.numpy(), np.arange(1, count + 1))
-            candidate = torch.from_numpy(candidate)
+            away, site = space._tree.query(x.numpy(), np.arange(1, count + 1))
+            candidate = space._site_face[torch.from_numpy(site)]
             gap = (closest_point(x[:, None], corners[candidate]) - x[:, None]).norm(dim=-1)
             least = gap.min(1)
             face[rows] = candidate.gather(1, least.indices[:, None]).squeeze(1)
-            # no face whose centroid is farther than this can be nearer
-            sure = torch.from_numpy(reach[:, -1]) >= least.values + space._face_radius
+            # no part of a face whose site is farther than this can be nearer
+            sure = torch.from_numpy(away[:, -1]) >= least.values + space._reach
             left.append(rows[~sure])
-        pending = torch.cat(left) if count < len(corners) else pending[:0]
+        pending = torch.cat(left) if count < n_sites else pending[:0]
         count *= 4
     return face
 

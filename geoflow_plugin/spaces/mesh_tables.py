@@ -7,7 +7,7 @@ import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-__all__ = ["Tables", "as_arrays", "closest_point", "make_tables"]
+__all__ = ["Tables", "as_arrays", "closest_point", "make_sites", "make_tables"]
 
 
 class Tables(NamedTuple):
@@ -134,3 +134,32 @@ def closest_point(point, corners):
     gap = (on_sides - point.unsqueeze(-2)).square().sum(-1)
     nearest = gap.argmin(-1)[..., None, None].expand(*gap.shape[:-1], 1, 3)
     return torch.where(inside, foot, on_sides.gather(-2, nearest).squeeze(-2))
+
+
+def make_sites(corners, reach):
+    """Points such that every point of the mesh is within reach of one on its own face.
+
+    Centroids of faces, which are bisected until they are small enough.
+
+    Returns
+    -------
+    sites : torch.Tensor, shape=(n_sites, 3)
+    face : torch.Tensor of int, shape=(n_sites,)
+    reach : float
+        No more than was asked for.
+    """
+    face = torch.arange(len(corners))
+    while True:
+        sites = corners.mean(1)
+        radius = (corners - sites[:, None]).norm(dim=-1).amax(1)
+        wide = radius > reach
+        if not wide.any():
+            return sites, face, float(radius.max())
+        # the longest side first: corners 1 and 2 are its ends
+        parts = corners[wide]
+        sides = (parts.roll(-1, 1) - parts.roll(-2, 1)).norm(dim=-1)
+        order = (sides.argmax(1, keepdim=True) + torch.arange(3)) % 3
+        a, b, c = parts.gather(1, order[..., None].expand_as(parts)).unbind(1)
+        halves = [torch.stack([a, b, (b + c) / 2], 1), torch.stack([a, (b + c) / 2, c], 1)]
+        corners = torch.cat([corners[~wide], *halves])
+        face = torch.cat([face[~wide], face[wide], face[wide]])

@@ -15,6 +15,7 @@ from geomstats.geometry.product_manifold import (
 )
 
 from geoflow_plugin import geometry
+from geoflow_plugin.geometry.dispatch import UnsupportedError
 
 geometry.frobenius_scale.register(ProductRiemannianMetric)(lambda metric: 1.0)
 geometry.frobenius_scale.register(NFoldMetric)(lambda metric: 1.0)
@@ -156,6 +157,12 @@ def _(space):
 def _(space):
     for factor in _bare_factors(space):
         geometry.check_fields(factor)
+
+
+@_register(geometry.interpolation)
+def _(space):
+    if any(geometry.interpolation(factor) is not None for factor in _bare_factors(space)):
+        raise UnsupportedError("space: no fields on a product with a mesh among its factors.")
 
 
 @_register(geometry.log_volume)

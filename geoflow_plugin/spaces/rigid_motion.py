@@ -16,6 +16,7 @@ from geomstats.geometry.special_euclidean import (
 from geomstats.geometry.special_orthogonal import SpecialOrthogonal
 
 from geoflow_plugin import geometry
+from geoflow_plugin.geometry.dispatch import UnsupportedError
 from geoflow_plugin.spaces import rotation_vector
 from geoflow_plugin.spaces.linear import euclidean, skew_basis
 
@@ -141,7 +142,7 @@ def _left_invariant(space):
     metric = getattr(space, "metric", None)
     metric = getattr(metric, "underlying_metric", metric)
     if not isinstance(metric, rotation_vector.InvariantVectorMetric) or not metric.left:
-        raise TypeError(
+        raise UnsupportedError(
             "space: rigid motions as vectors are supported under their left-invariant "
             "metric only; geomstats' right-invariant one of SE(2) is not invariant."
         )

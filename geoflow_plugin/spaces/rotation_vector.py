@@ -14,6 +14,8 @@ from geomstats.geometry.hypersphere import Hypersphere
 from geomstats.geometry.special_orthogonal import SpecialOrthogonal
 
 from geoflow_plugin import geometry
+from geoflow_plugin.geometry.dispatch import UnsupportedError
+from geoflow_plugin.spaces.orthogonal import _quaternion
 
 Angles = type(SpecialOrthogonal(2, point_type="vector", equip=False))
 RotationVectors = type(SpecialOrthogonal(3, point_type="vector", equip=False))
@@ -68,15 +70,22 @@ def matrix_from_vector(vector):
 
 def vector_from_matrix(rotation):
     """Rotation vectors (..., 3), at most pi long, of rotations (..., 3, 3)."""
-    eye = torch.eye(3, dtype=rotation.dtype, device=rotation.device)
-    skew = geometry.log(rotation_group(3), rotation, eye)
-    return torch.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], dim=-1)
+    quaternion = _quaternion(rotation)
+    real, imaginary = quaternion[..., :1], quaternion[..., 1:]
+    squared = imaginary.square().sum(-1, keepdim=True)
+    small = squared < 1e-3
+    sine = torch.where(small, 1.0, squared).sqrt()
+    # arcsin s / s as a function of s^2, which has every derivative at the identity
+    series = torch.zeros_like(squared)
+    for coefficient in (63 / 2816, 35 / 1152, 5 / 112, 3 / 40, 1 / 6, 1):
+        series = series * squared + coefficient
+    return 2 * imaginary * torch.where(small, series, torch.atan2(sine, real) / sine)
 
 
 @geometry.model.register(RotationVectors)
 def _(space):
     if getattr(space, "metric", None) is None:
-        raise TypeError(
+        raise UnsupportedError(
             "space: rotation vectors without a metric have no Haar volume; equip the "
             "space with its BiInvariantMetric."
         )
@@ -92,7 +101,7 @@ def log_ball_volume_element(vector):
     # half turns are h = pi / 2, where sin h / h is large
     exact = 2 * (half.sin() / half).abs().clamp_min(torch.finfo(half.dtype).tiny).log()
     series = torch.zeros_like(squared)
-    for denominator in (-467775 / 2, -18900, -2835 / 2, -90, -3):
+    for denominator in (-467775 / 2, -18900, -2835 / 2, -90, -4):
         series = squared * (series + 1 / denominator)
     return torch.where(small, series, exact)
 
@@ -138,7 +147,7 @@ for _cls in (Angles, RotationVectors):
 
 def refuse_fields(space):
     """What ``geometry.check_fields`` says of rotations as vectors."""
-    raise TypeError(
+    raise UnsupportedError(
         f"space: vector fields in the coordinates of {type(space).__qualname__} are not "
         "continuous through half turns, where a rotation has two vectors; use point_type="
         "'matrix', to which this space is isometric (geometry.model(space).to_model)."

@@ -15,7 +15,7 @@ _WRAPS = 4  # full turns kept on each side; exp(-(8 pi)^2 / 2 scale^2) is droppe
 
 def _extrinsic(space):
     if space.intrinsic:
-        raise TypeError(
+        raise UnsupportedError(
             "space: Hypersphere(intrinsic=True) is not supported, since geomstats' own "
             "exp, log and belongs are wrong there; use unit vectors "
             f"(Hypersphere({space.dim})) or, for a torus, NFoldManifold(Hypersphere(1),"

@@ -161,19 +161,45 @@ def _(space, cube):
 # Normal laws and kernels, carried by the Cayley map -----------------------------------
 
 
-def regular_inverse(matrix):
-    """Where a matrix is far from singular; there its inverse and log determinant.
+def pairs_last(array):
+    """Matrices (..., k, l) as (k, l, ...): small ones are handled entry by entry."""
+    return array.movedim((-2, -1), (0, 1)).contiguous()
 
-    Elsewhere they are the identity's. Far means that what is divided by the matrix keeps
-    half its digits.
+
+def times(a, b):
+    """Products of matrices (k, l, ...) and (l, m, ...), many times faster than matmul's."""
+    total = a[:, 0, None] * b[None, 0]
+    for j in range(1, len(b)):
+        total = torch.addcmul(total, a[:, j, None], b[None, j])
+    return total
+
+
+def accretive_inverse(matrix):
+    """Inverses of matrices (p, p, ...) of positive symmetric part, and log determinants.
+
+    By elimination, which needs no pivots there; slogdet and solve are no alternative, since
+    torch differentiates their forward derivatives wrongly. The last result says where the
+    inverse keeps half its digits; elsewhere the others have no meaning, but are finite.
     """
-    trial = torch.linalg.inv_ex(matrix.detach()).inverse
-    regular = trial.square().sum((-2, -1)) < 1 / torch.finfo(matrix.dtype).eps
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    # not slogdet or solve: torch differentiates their forward derivatives wrongly
-    q, r = torch.linalg.qr(torch.where(regular[..., None, None], matrix, eye))
-    log_det = r.diagonal(dim1=-2, dim2=-1).abs().log().sum(-1)
-    return regular, torch.linalg.solve_triangular(r, q.mT, upper=True), log_det
+    p, eps = len(matrix), torch.finfo(matrix.dtype).eps
+    eye = torch.eye(p, dtype=matrix.dtype, device=matrix.device)
+    eye = eye.reshape(p, p, *[1] * (matrix.ndim - 2)).expand_as(matrix)
+    rows = torch.cat([matrix, eye], dim=1)
+    log_det, regular = 0.0, True
+    for j in range(p):
+        positive = rows[j, j] > eps
+        pivot = torch.where(positive, rows[j, j], 1.0)
+        row = rows[j] / pivot
+        cleared = rows - rows[:, j, None] * row
+        rows = torch.cat([cleared[:j], row[None], cleared[j + 1 :]])
+        log_det, regular = log_det + pivot.log(), regular & positive
+    inverse = rows[:, p:]
+    return inverse, log_det, regular & (inverse.square().sum((0, 1)) < 1 / eps)
+
+
+def sum_of_squares(gram, weight):
+    """Squared length of K W from K^T K and W."""
+    return (gram * times(weight, weight.transpose(0, 1))).sum((0, 1))
 
 
 def _cayley_separation(space, point, center):
@@ -183,14 +209,18 @@ def _cayley_separation(space, point, center):
     volume grows by det((I + Y) / 2)^(n - 1). All is formed from X - C, so that near
     points keep their digits and equal ones are at exactly zero.
     """
-    step = point - center
-    inner = center.mT @ step
+    center = pairs_last(center)
+    step = pairs_last(point) - center
+    inner = times(center.transpose(0, 1), step)
     eye = torch.eye(space.p, dtype=inner.dtype, device=inner.device)
-    reached, weight, log_det = regular_inverse(2 * eye + inner)
-    turn = weight.mT @ (inner - inner.mT) @ weight
-    tilt = (step - center @ inner) @ weight
-    squared = _turning_weight(space) * turn.square().sum((-2, -1))
-    squared = 4 * geometry.outer_scale(space) * (squared + tilt.square().sum((-2, -1)))
+    eye = eye.reshape(space.p, space.p, *[1] * (inner.ndim - 2))
+    weight, log_det, reached = accretive_inverse(2 * eye + inner)
+    swapped = inner.transpose(0, 1)
+    turn = times(weight.transpose(0, 1), times(inner - swapped, weight))
+    gram = times(step.transpose(0, 1), step) - times(swapped, inner)
+    squared = _turning_weight(space) * turn.square().sum((0, 1))
+    squared = squared + sum_of_squares(gram, weight)
+    squared = 4 * geometry.outer_scale(space) * squared
     log_volume = (space.n - 1) * (log_det - space.p * math.log(2))
     # frames that the map does not reach are infinitely far, and have no derivative
     return torch.where(reached, squared, math.inf), torch.where(reached, log_volume, 0)
@@ -211,7 +241,7 @@ def _(space, mean, scale, generator=None):
 
 @geometry.kernel_separation.register(Stiefel)
 def _(space, point, centers):
-    return _cayley_separation(space, point.unsqueeze(1), centers)
+    return _cayley_separation(space, point.unsqueeze(1), centers.unsqueeze(0))
 
 
 @geometry.log_kernel_normalizer.register(Stiefel)

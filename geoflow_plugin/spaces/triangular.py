@@ -12,7 +12,7 @@ from geomstats.geometry.positive_lower_triangular_matrices import (
 )
 
 from geoflow_plugin import geometry
-from geoflow_plugin.geometry.dispatch import unsupported
+from geoflow_plugin.geometry.dispatch import UnsupportedError, unsupported
 from geoflow_plugin.spaces import linear
 from geoflow_plugin.spaces.spd import bare_metric
 
@@ -183,7 +183,7 @@ def _(space, point, base_point):
 @geometry.model.register(UnitNormedRowsPLTMatrices)
 def _(space):
     true_dim = space.n * (space.n - 1) // 2
-    raise TypeError(
+    raise UnsupportedError(
         f"space: geomstats gives UnitNormedRowsPLTMatrices({space.n}) the dimension "
         f"{space.dim}, but it has {true_dim}, and every volume depends on it; use the "
         f"isometric OpenHemispheresProduct({space.n}), or FullRankCorrelationMatrices"

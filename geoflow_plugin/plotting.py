@@ -16,6 +16,7 @@ from geoflow_plugin import geometry
 from geoflow_plugin.distributions.base import seeded_sample
 from geoflow_plugin.distributions.checks import as_points
 from geoflow_plugin.geometry.dispatch import open_function
+from geoflow_plugin.spaces.mesh import MeshSurface
 
 __all__ = ["View", "plot_density", "view"]
 
@@ -30,7 +31,7 @@ def plot_density(
 
     The sphere is an equal-area map, longitude 0 in the middle and +z up; the torus the
     square of its angles in (-pi, pi]; the plane a window around the points, else around
-    a sample. Colours are the log density with respect to the volume of ``space.metric``
+    a sample; a mesh itself, one colour a face. Colours are the log density with respect to the volume of ``space.metric``
     down to 8 nats under the maximum. The circle has a curve of density over the angle.
 
     Parameters
@@ -44,7 +45,7 @@ def plot_density(
     space : geomstats Manifold, optional
         Default: ``distribution.space``.
     resolution : int
-        Cells along the shorter side.
+        Cells along the shorter side; a mesh has its faces.
     cmap : str or matplotlib.colors.Colormap
 
     Returns
@@ -69,18 +70,13 @@ def plot_density(
     if points is not None:
         points = seen.coordinates(as_points(space, points, "points").double().cpu())
     edges = seen.edges(distribution, points, resolution)
-    centers = [(edge[1:] + edge[:-1]) / 2 for edge in edges]
-    grid = seen.points(torch.cartesian_prod(*centers).reshape(-1, len(edges)))
-    log_prob = _log_prob(distribution, grid).reshape([len(c) for c in centers])
+    log_prob = _log_prob(distribution, seen.cells(edges))
     if ax is None:
         import matplotlib.pyplot as plt
 
         figure = plt.figure(figsize=seen.size, layout="constrained")
         ax = figure.add_subplot(projection=seen.projections[0])
-    if len(edges) == 1:
-        _draw_curve(ax, centers[0], log_prob, points)
-    else:
-        _draw_map(ax, edges, log_prob, points, cmap)
+    seen.draw(ax, edges, log_prob, points, cmap)
     seen.finish(ax)
     return ax
 
@@ -99,30 +95,25 @@ def _log_prob(distribution, points):
     return log_prob.double().cpu().numpy()
 
 
-def _draw_map(ax, edges, log_prob, points, cmap):
+def _colour_range(log_prob):
+    """Lowest and highest colour, and whether there is anything below."""
     high = log_prob[np.isfinite(log_prob)].max()
     clipped = log_prob.min() < high - _N_NATS
-    low = high - _N_NATS if clipped else min(log_prob.min(), high - 1)
-    x, y = (edge.numpy() for edge in edges)
-    style = {"cmap": cmap, "vmin": low, "vmax": high, "rasterized": True, "zorder": 0}
-    mesh = ax.pcolormesh(x, y, log_prob.T, **style)
+    return high - _N_NATS if clipped else min(log_prob.min(), high - 1), high, clipped
+
+
+def _colour_bar(ax, drawn, clipped):
+    extend = "min" if clipped else "neither"
+    bar = ax.figure.colorbar(drawn, ax=ax, extend=extend, shrink=0.8, pad=0.03)
+    bar.set_label("log density (nats)")
+
+
+def _scatter(ax, points):
     if points is not None:
         few = len(points) <= 500
         size, edge, alpha = (12, "black", 1) if few else (1.5, "none", 0.4)
         style = {"s": size, "color": "white", "edgecolors": edge, "linewidths": 0.5}
         ax.scatter(*points.T.numpy(), alpha=alpha, zorder=3, **style)
-    extend = "min" if clipped else "neither"
-    bar = ax.figure.colorbar(mesh, ax=ax, extend=extend, shrink=0.8, pad=0.03)
-    bar.set_label("log density (nats)")
-
-
-def _draw_curve(ax, angle, log_prob, points):
-    density = np.exp(log_prob)
-    ax.fill_between(angle.numpy(), density, alpha=0.2, linewidth=0)
-    ax.plot(angle.numpy(), density)
-    if points is not None:
-        ax.plot(points[:, 0].numpy(), np.zeros(len(points)), "k|", clip_on=False)
-    ax.set(ylabel="density", ylim=(0, None))
 
 
 def _angle_axis(axis, name):
@@ -134,7 +125,8 @@ def _angle_axis(axis, name):
 class View:
     """What a picture needs of one space; coordinates are those of the space's chart.
 
-    A leaf writes ``edges`` (of the cells along each coordinate) and ``finish`` (ticks).
+    A leaf writes ``edges`` (of the cells along each coordinate) and ``finish`` (ticks);
+    ``cells`` are points in the cells' middles, of whose densities ``draw`` makes a map.
     """
 
     projections: tuple[str, ...] = (
@@ -153,9 +145,29 @@ class View:
         """Coordinates to points (n, *space.shape)."""
         return geometry.chart_inverse(self.space, coordinates)[0]
 
+    def cells(self, edges):
+        centers = torch.cartesian_prod(*map(_middles, edges))
+        return self.points(centers.reshape(-1, len(edges)))
+
+    def draw(self, ax, edges, log_prob, points, cmap):
+        low, high, clipped = _colour_range(log_prob)
+        x, y = (edge.numpy() for edge in edges)
+        style = {"cmap": cmap, "vmin": low, "vmax": high, "rasterized": True, "zorder": 0}
+        drawn = ax.pcolormesh(x, y, log_prob.reshape(len(x) - 1, len(y) - 1).T, **style)
+        _scatter(ax, points)
+        _colour_bar(ax, drawn, clipped)
+
 
 class _Circle(View):
     size = (5.6, 3.2)
+
+    def draw(self, ax, edges, log_prob, points, cmap):
+        angle, density = _middles(edges[0]).numpy(), np.exp(log_prob)
+        ax.fill_between(angle, density, alpha=0.2, linewidth=0)
+        ax.plot(angle, density)
+        if points is not None:
+            ax.plot(points[:, 0].numpy(), np.zeros(len(points)), "k|", clip_on=False)
+        ax.set(ylabel="density", ylim=(0, None))
 
     def edges(self, distribution, coordinates, n):
         return [_turn(4 * n)]
@@ -215,6 +227,39 @@ class _Plane(View):
         ax.set(xlabel="x", ylabel="y", aspect="equal")
 
 
+class _Mesh(View):
+    projections = ("3d",)
+    size = (6.4, 5.2)
+
+    def coordinates(self, points):
+        return points
+
+    def edges(self, distribution, coordinates, n):
+        return []
+
+    def cells(self, edges):
+        return self.space.centroids
+
+    def draw(self, ax, edges, log_prob, points, cmap):
+        low, high, clipped = _colour_range(log_prob)
+        x, y, z = self.space.vertices.T.numpy()
+        # antialiased faces show their seams
+        style = {"cmap": cmap, "linewidth": 0, "antialiased": False, "rasterized": True}
+        drawn = ax.plot_trisurf(x, y, z, triangles=self.space.faces.numpy(), **style)
+        drawn.set_array(log_prob)
+        drawn.set_clim(low, high)
+        _scatter(ax, points)
+        _colour_bar(ax, drawn, clipped)
+
+    def finish(self, ax):
+        ax.set_aspect("equal")
+        ax.set_axis_off()
+
+
+def _middles(edges):
+    return (edges[1:] + edges[:-1]) / 2
+
+
 def _turn(n):
     """Edges of n cells around a circle."""
     return torch.linspace(-math.pi, math.pi, n + 1, dtype=torch.float64)
@@ -226,7 +271,7 @@ def view(space):
     raise TypeError(
         f"space: no picture of a density on {type(space).__qualname__} of dimension "
         f"{space.dim}; supported are Hypersphere(1), Hypersphere(2), products of two "
-        "circles and Euclidean(2) (register your own on plotting.view)."
+        "circles, Euclidean(2) and MeshSurface (register your own on plotting.view)."
     )
 
 
@@ -245,6 +290,9 @@ def _(space):
         return view.__wrapped__(space)
     torus = space.dim == 2 and geometry.is_compact(space)
     return _Torus(space) if torus else view.__wrapped__(space)
+
+
+view.register(MeshSurface)(_Mesh)
 
 
 @view.register(Euclidean)

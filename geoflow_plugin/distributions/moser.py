@@ -104,6 +104,16 @@ class MoserFlow(Flow):
         self._cache = {}
         self.to(_device_of(self))
 
+    @classmethod
+    def supports(cls, space):
+        """Whether fields and a default base can be put on the space."""
+        try:
+            geometry.check_fields(space)
+            base = Uniform if geometry.is_compact(space) else WrappedNormal
+        except (TypeError, AttributeError):
+            return False
+        return super().supports(space) and base.supports(space)
+
     # The density
 
     def ratio(self, x):

@@ -101,7 +101,7 @@ def log_ball_volume_element(vector):
     # half turns are h = pi / 2, where sin h / h is large
     exact = 2 * (half.sin() / half).abs().clamp_min(torch.finfo(half.dtype).tiny).log()
     series = torch.zeros_like(squared)
-    for denominator in (-467775 / 2, -18900, -2835 / 2, -90, -4):
+    for denominator in (-467775 / 2, -18900, -2835 / 2, -90, -3):
         series = squared * (series + 1 / denominator)
     return torch.where(small, series, exact)
 

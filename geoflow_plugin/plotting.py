@@ -31,8 +31,9 @@ def plot_density(
 
     The sphere is an equal-area map, longitude 0 in the middle and +z up; the torus the
     square of its angles in (-pi, pi]; the plane a window around the points, else around
-    a sample; a mesh itself, one colour a face. Colours are the log density with respect to the volume of ``space.metric``
-    down to 8 nats under the maximum. The circle has a curve of density over the angle.
+    a sample; a mesh is itself, and points behind it show through. Colours are the log
+    density with respect to the volume of ``space.metric`` down to 8 nats under the
+    maximum. The circle has a curve of density over the angle.
 
     Parameters
     ----------
@@ -129,9 +130,8 @@ class View:
     ``cells`` are points in the cells' middles, of whose densities ``draw`` makes a map.
     """
 
-    projections: tuple[str, ...] = (
-        "rectilinear",
-    )  # of the Axes; the first is that of a new one
+    # of the Axes; the first is that of a new one
+    projections: tuple[str, ...] = ("rectilinear",)
     size = (5.6, 4.6)  # of a new figure, in inches
 
     def __init__(self, space):
@@ -246,13 +246,14 @@ class _Mesh(View):
         # antialiased faces show their seams
         style = {"cmap": cmap, "linewidth": 0, "antialiased": False, "rasterized": True}
         drawn = ax.plot_trisurf(x, y, z, triangles=self.space.faces.numpy(), **style)
-        drawn.set_array(log_prob)
+        drawn.set_array(np.maximum(log_prob, low))  # no density is no hole
         drawn.set_clim(low, high)
+        ax.computed_zorder = False  # it would hide every point
+        ax.set_box_aspect([np.ptp(x), np.ptp(y), np.ptp(z)], zoom=1.3)
         _scatter(ax, points)
         _colour_bar(ax, drawn, clipped)
 
     def finish(self, ax):
-        ax.set_aspect("equal")
         ax.set_axis_off()
 
 

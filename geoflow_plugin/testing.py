@@ -214,16 +214,23 @@ def _chart_has_the_volume_of_the_metric(case):
 
 
 def _derivatives_are_finite_at_the_origin(case):
-    x = geometry.origin(case.space).to(case.points).expand_as(case.points[:2])
-    found = [score(lambda y: geometry.log_volume_element(case.space, y), x)]
-    for function in (geometry.dist, geometry.log):
+    space = case.space
+    x = geometry.origin(space).to(case.points).expand_as(case.points[:2])
+    functions = [
+        lambda y: geometry.log_volume_element(space, y),
+        lambda y: geometry.dist(space, y, x),
+        lambda y: geometry.log(space, y, x).flatten(1).sum(1),
+    ]
+    if not geometry.is_compact(space):
+        functions.append(case.law._log_prob)
+    for function in functions:
         try:
-            found.append(score(lambda y: function(case.space, y, x).flatten(1).sum(1), x))  # noqa: B023
-        except (UnsupportedError, IndexError):
+            slope = score(function, x)
+        except UnsupportedError:
             continue
-    if not geometry.is_compact(case.space):
-        found.append(score(case.law._log_prob, x))
-    return 0.0 if all(bool(f.isfinite().all()) for f in found) else math.inf
+        if not bool(slope.isfinite().all()):
+            return math.inf
+    return 0.0
 
 
 _EXACT = [

@@ -76,9 +76,7 @@ class KernelMixture(Distribution):
         own = squared.detach() == 0
         left_out = own & (own.cumsum(1) == 1)  # one of equal centres
         terms = [
-            _log_sum_exp(
-                _exponent(a, p, squared, log_volume).masked_fill(left_out, -math.inf)
-            )
+            _log_sum_exp(_exponent(a, p, squared, log_volume).masked_fill(left_out, -math.inf))
             for a, p in zip(self._log_amplitude, self._precision, strict=True)
         ]
         value = torch.logsumexp(torch.stack(terms), dim=0)

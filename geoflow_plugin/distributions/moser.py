@@ -290,7 +290,7 @@ class MoserFlow(Flow):
         memory = [self._base_terms(train, leave_out=True)]
         pool = None
         if not isinstance(self.base, Uniform):
-            pool = self._training_nodes(8192, _generator_on(self.device, generator))
+            pool = self._training_nodes(4096, _generator_on(self.device, generator))
         if held_out is not None:
             memory.append(self._base_terms(held_out, leave_out=False))
         draws = _generator_on(self.device, generator)
@@ -383,12 +383,15 @@ class MoserFlow(Flow):
         return self._cache["proposal"]
 
     def _has_chord_kernels(self):
+        """Whether kernels fall with the distance in the array, as sources do."""
+        x = self._nodes(0)[0][:2]
         try:
-            geometry.metric_scale(self.space)
-            geometry.log_kernel_normalizer(self.space, torch.ones(1))
+            geometry.log_kernel_normalizer(self.space, x.new_ones(1))
+            squared, log_volume = geometry.kernel_separation(self.space, x, x)
+            chord = geometry.squared_chord(self.space, x, x)
         except TypeError:
             return False
-        return True
+        return log_volume is None and torch.allclose(squared, chord)
 
     def _source_kernels(self):
         # A t law with two degrees of freedom is a normal law whose precision is

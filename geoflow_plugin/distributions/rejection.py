@@ -44,6 +44,11 @@ def rejection_sample(n, proposal, log_ratio, log_envelope, generator=None):
         value = log_ratio(x)
         n_proposals += len(x)
         peak = float(value.max())
+        if not peak < math.inf:
+            raise FloatingPointError(
+                f"sample: the density over its proposal came out as exp({peak}); the "
+                "model is not usable."
+            )
         if peak > log_envelope:
             higher = peak + math.log(1.2)
             kept = [

@@ -8,6 +8,7 @@ import math
 
 import torch
 from geomstats.geometry.euclidean import CanonicalEuclideanMetric, Euclidean, EuclideanMetric
+from geomstats.geometry.general_linear import SquareMatrices
 from geomstats.geometry.lower_triangular_matrices import (
     LowerTriangularMatrices,
     StrictlyLowerTriangularMatrices,
@@ -210,6 +211,7 @@ def helmert(n, like):
 
 
 @linear_basis.register(Matrices)
+@linear_basis.register(SquareMatrices)
 def _(space, like):
     size = math.prod(space.shape)
     eye = torch.eye(size, dtype=like.dtype, device=like.device)
@@ -330,6 +332,7 @@ def euclidean(dim):
 
 for _cls in (
     Matrices,
+    SquareMatrices,
     SymmetricMatrices,
     SymmetricHollowMatrices,
     NullRowSumsSymmetricMatrices,
@@ -344,6 +347,7 @@ for _cls in (
 
 
 @geometry.inner_product.register(Matrices, MatricesDiagMetric)
+@geometry.inner_product.register(SquareMatrices, MatricesDiagMetric)
 @geometry.inner_product.register(SymmetricMatrices, MatricesDiagMetric)
 @geometry.inner_product.register(SkewSymmetricMatrices, MatricesDiagMetric)
 @geometry.inner_product.register(LowerTriangularMatrices, MatricesDiagMetric)

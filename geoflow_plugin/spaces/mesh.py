@@ -15,7 +15,6 @@ mesh is zero, since every flux is counted once with either sign.
 import gzip
 from pathlib import Path
 
-import geomstats.backend as gs
 import numpy as np
 import torch
 from geomstats.geometry.manifold import Manifold
@@ -69,7 +68,9 @@ class MeshSurface(Manifold):
         self.areas, self.centroids = self._tables[None].area, corners.mean(1)
         middle = (self.areas[:, None] * self.centroids).sum(0) / self.areas.sum()
         self._radius = float((corners - middle).norm(dim=-1).max())
-        sites, self._site_face, self._reach = make_sites(corners, 0.7 * self.areas.mean().sqrt())
+        sites, self._site_face, self._reach = make_sites(
+            corners, 0.7 * self.areas.mean().sqrt()
+        )
         self._tree = cKDTree(sites.numpy())
 
     @classmethod
@@ -112,33 +113,35 @@ class MeshSurface(Manifold):
         """Index of the face nearest to each point, (..., 3) -> (...,); no derivative."""
         return _NearestFace.apply(point, self)
 
-    # What geomstats asks of a manifold
+    # What geomstats asks of a manifold: arrays in, arrays out, and tensors for tensors
 
-    def belongs(self, point, atol=gs.atol):
+    def belongs(self, point, atol=1e-6):
         """Whether points are within ``atol`` of the surface, relative to its size."""
-        return gs.array(_to_torch(geometry.belongs, self, point, atol=atol))
+        return _answer(geometry.belongs, self, point, atol=atol)
 
-    def is_tangent(self, vector, base_point, atol=gs.atol):
+    def is_tangent(self, vector, base_point, atol=1e-6):
         """Whether vectors lie in the planes of the faces of their base points."""
-        off = np.asarray(vector) - np.asarray(self.to_tangent(vector, base_point))
-        return gs.array(np.linalg.norm(off, axis=-1) <= atol)
+        off = vector - self.to_tangent(vector, base_point)
+        return (off**2).sum(-1) <= atol**2
 
     def to_tangent(self, vector, base_point):
         """Project vectors on the planes of the faces of their base points."""
-        return gs.array(_to_torch(geometry.to_tangent, self, vector, base_point))
+        return _answer(geometry.to_tangent, self, vector, base_point)
 
     def projection(self, point):
         """Closest point of the surface."""
-        return gs.array(_to_torch(geometry.projection, self, point))
+        return _answer(geometry.projection, self, point)
 
     def random_point(self, n_samples=1, bound=None):
-        """Uniform points; ``bound`` is unused."""
-        drawn = geometry.random_uniform(self, n_samples, dtype=torch.float64)
-        return gs.array(drawn[0].numpy() if n_samples == 1 else drawn.numpy())
+        """Uniform points, as an array; ``bound`` is unused."""
+        drawn = geometry.random_uniform(self, n_samples, dtype=torch.float64).numpy()
+        return drawn[0] if n_samples == 1 else drawn
 
 
-def _to_torch(function, space, *arrays, **options):
-    arrays = (torch.as_tensor(np.asarray(array), dtype=torch.float64) for array in arrays)
+def _answer(function, space, *arrays, **options):
+    if isinstance(arrays[0], torch.Tensor):
+        return function(space, *arrays, **options)
+    arrays = (torch.as_tensor(np.asarray(array, dtype=np.float64)) for array in arrays)
     return function(space, *arrays, **options).numpy()
 
 

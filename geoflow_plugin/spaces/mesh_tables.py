@@ -11,6 +11,8 @@ __all__ = ["Tables", "as_arrays", "closest_point", "make_sites", "make_tables"]
 
 
 class Tables(NamedTuple):
+    """What is known of each face and each edge."""
+
     corners: torch.Tensor  # (faces, 3, 3)
     area: torch.Tensor  # (faces,)
     basis: torch.Tensor  # (faces, 2, 3), orthonormal
@@ -22,6 +24,7 @@ class Tables(NamedTuple):
 
 
 def as_arrays(vertices, faces):
+    """Checked vertices and faces as tensors."""
     try:
         vertices = np.array(vertices, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -30,8 +33,8 @@ def as_arrays(vertices, faces):
         raise ValueError(f"vertices: expected shape (n, 3), got {vertices.shape}.")
     if not np.isfinite(vertices).all():
         raise ValueError("vertices: expected finite numbers, got NaN or infinity.")
-    faces = np.array(faces)
-    if faces.ndim != 2 or faces.shape[1] != 3 or not len(faces) or faces.dtype.kind not in "iu":
+    faces = np.atleast_1d(np.array(faces))
+    if faces.dtype.kind not in "iu" or faces.shape != (len(faces), 3) or not faces.size:
         raise ValueError(
             f"faces: expected integers of shape (n, 3), got {faces.dtype} of shape "
             f"{faces.shape}."
@@ -85,11 +88,12 @@ def _check_manifold(faces):
     fans, vertices = connected_components(graph, directed=False)[0], len(np.unique(faces))
     if fans != vertices:
         raise ValueError(
-            f"faces: expected a manifold, but {fans} fans of faces meet in {vertices} vertices."
+            f"faces: expected a manifold, but {vertices} vertices have {fans} fans of faces."
         )
 
 
 def make_tables(vertices, faces):
+    """Tables of a checked mesh."""
     corners = vertices[faces]
     sides = vertices[_half_edges(faces)]
     along = sides[:, :, 1] - sides[:, :, 0]

@@ -97,7 +97,9 @@ def main(args):
         print(f"uniform       {gf.geometry.log_volume(mesh):8.4f}")
         print(f"MoserFlow     {-flow.log_prob(test).mean().item():8.4f}")
         print(f"entropy       {truth.entropy():8.4f} of the truth")
-    print(f"integral      {(log_prob.exp() * mesh.areas).sum():8.4f} over the faces")
+    normalizer, error = flow.normalizer()
+    integral = (log_prob.exp() * mesh.areas).sum()
+    print(f"integral      {integral:8.4f} over the faces, ± {error / normalizer:.4f} stated")
     print(f"negative mass {flow.negative_mass():8.4f}")
 
     figure = plt.figure(figsize=(13, 4.2), layout="constrained")

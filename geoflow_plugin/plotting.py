@@ -243,8 +243,7 @@ class _Mesh(View):
     def draw(self, ax, edges, log_prob, points, cmap):
         low, high, clipped = _colour_range(log_prob)
         x, y, z = self.space.vertices.T.numpy()
-        # antialiased faces show their seams
-        style = {"cmap": cmap, "linewidth": 0, "antialiased": False, "rasterized": True}
+        style = {"cmap": cmap, "linewidth": 0, "antialiased": False}  # seams else
         drawn = ax.plot_trisurf(x, y, z, triangles=self.space.faces.numpy(), **style)
         drawn.set_array(np.maximum(log_prob, low))  # no density is no hole
         drawn.set_clim(low, high)

@@ -290,9 +290,9 @@ def check_space(space, *, n=64, n_samples=4000, seed=0, dtype=torch.float64, dev
             continue
         if not figures[name] <= case.finite_atol:
             broken.append(f"{name}: error {figures[name]:.3g}")
-    for name, law in {"Stokes' theorem": _stokes, "the volume": _volume}.items():
+    for name, chance in {"Stokes' theorem": _stokes, "the volume": _volume}.items():
         try:
-            figures[name] = law(case, n_samples)
+            figures[name] = chance(case, n_samples)
         except UnsupportedError:
             figures[name] = None
             continue

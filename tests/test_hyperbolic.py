@@ -222,7 +222,8 @@ def test_moser_flow(make):
     space = make(2)
     data = some(space, 200, scale=0.5)
     field = gf.networks.SourceField(space, n_sources=32, dtype=torch.float64)
-    flow = gf.MoserFlow(space, field=field).fit(data, max_steps=20, progress=False)
+    base = gf.WrappedNormal(space, dtype=torch.float64)  # wider than the data
+    flow = gf.MoserFlow(space, base, field).fit(data, max_steps=20, progress=False)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         x = flow.sample(500, generator=generator)

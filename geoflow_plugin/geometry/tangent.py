@@ -103,7 +103,8 @@ def frobenius_scale(metric):
 
 def outer_scale(space):
     """Product of the constants by which ``space.metric`` is scaled from outside."""
-    metric, scale = getattr(space, "metric", None), 1.0
+    metric: Any = getattr(space, "metric", None)
+    scale = 1.0
     while hasattr(metric, "underlying_metric"):
         scale, metric = scale * float(metric.scale), metric.underlying_metric
     return scale

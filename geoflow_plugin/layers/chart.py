@@ -14,8 +14,8 @@ class Chart(Flow):
     Spaces diffeomorphic to R^d (SPD, hyperbolic, Cholesky, correlation matrices, positive
     reals, the simplex ...) take coordinates that fill R^d, which makes every normflows
     model a density there; tori take angles in radians (``inverse`` returns them in
-    (-pi, pi]). docs/spaces.md says which spaces have one. In a normflows model whose base lives on the space, put
-    ``normflows.flows.Reverse(Chart(space))`` first.
+    (-pi, pi]). docs/spaces.md says which spaces have one. In a normflows
+    model whose base lives on the space, put ``normflows.flows.Reverse(Chart(space))`` first.
 
     Parameters
     ----------

@@ -14,6 +14,7 @@ import torch
 from geomstats.geometry.grassmannian import Grassmannian, GrassmannianCanonicalMetric
 
 from geoflow_plugin import geometry
+from geoflow_plugin.spaces.carried_normal import register_carried_normal
 from geoflow_plugin.spaces.frames import orthonormal_complement, orthonormal_rows
 from geoflow_plugin.spaces.orthogonal import _polar_factor
 from geoflow_plugin.spaces.rotation_vector import rotation_group
@@ -159,31 +160,4 @@ def _graph_separation(space, point, center):
     return torch.where(reached, squared, math.inf), torch.where(reached, log_volume, 0)
 
 
-@geometry.wrapped_normal_log_prob.register(Grassmannian)
-def _(space, point, mean, scale):
-    squared, log_volume = _graph_separation(space, point, mean)
-    normalizer = geometry.log_kernel_normalizer(space, scale)
-    return -0.5 * squared / scale.square() - log_volume - normalizer
-
-
-@geometry.random_wrapped_normal.register(Grassmannian)
-def _(space, mean, scale, generator=None):
-    normal = geometry.random_tangent_normal(space, mean, generator)
-    return _graph(space, scale * normal, mean)
-
-
-@geometry.kernel_separation.register(Grassmannian)
-def _(space, point, centers):
-    return _graph_separation(space, point.unsqueeze(1), centers.unsqueeze(0))
-
-
-@geometry.log_kernel_normalizer.register(Grassmannian)
-def _(space, bandwidth):
-    geometry.metric_scale(space)  # refuses other metrics
-    return space.dim * (0.5 * math.log(2 * math.pi) + bandwidth.log())
-
-
-@geometry.random_kernel.register(Grassmannian)
-def _(space, center, bandwidth, generator=None):
-    normal = geometry.random_tangent_normal(space, center, generator)
-    return _graph(space, bandwidth[:, None, None] * normal, center)
+register_carried_normal((Grassmannian,), _graph_separation, _graph)

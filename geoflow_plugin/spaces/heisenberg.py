@@ -11,10 +11,10 @@ import torch
 from geomstats.geometry.heisenberg import HeisenbergVectors
 
 from geoflow_plugin import geometry
-from geoflow_plugin.spaces.linear import euclidean
-from geoflow_plugin.spaces.rotation_vector import InvariantVectorMetric, register_open_chart
+from geoflow_plugin.spaces.linear import euclidean, register_open_set
+from geoflow_plugin.spaces.rotation_vector import InvariantVectorMetric
 
-register_open_chart(HeisenbergVectors)
+register_open_set(HeisenbergVectors)
 
 
 def _at_identity(space, vector, point):

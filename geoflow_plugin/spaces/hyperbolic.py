@@ -12,6 +12,7 @@ from geomstats.geometry.hyperboloid import Hyperboloid, HyperboloidMetric
 
 from geoflow_plugin import geometry
 from geoflow_plugin.geometry.dispatch import UnsupportedError
+from geoflow_plugin.spaces.carried_normal import register_carried_normal
 from geoflow_plugin.spaces.sphere import complement_basis
 
 # Even functions of a length, as smooth functions of its square -------------------------
@@ -222,27 +223,11 @@ def _(space, base_point, generator=None):
     return torch.cat([along, moved], dim=-1) / math.sqrt(geometry.outer_scale(space))
 
 
-@geometry.wrapped_normal_log_prob.register(*_on_hyperboloid)
-def _(space, point, mean, scale):
-    squared, log_change = _polar(space, _separation(point, mean))
-    normalizer = geometry.log_kernel_normalizer(space, scale)
-    return -0.5 * squared / scale.square() - log_change - normalizer
-
-
-@geometry.kernel_separation.register(*_on_hyperboloid)
-def _(space, point, centers):
-    return _polar(space, _separation(point.unsqueeze(1), centers))
-
-
-@geometry.log_kernel_normalizer.register(*_on_hyperboloid)
-def _(space, bandwidth):
-    return space.dim * (0.5 * math.log(2 * math.pi) + bandwidth.log())
-
-
-@geometry.random_kernel.register(*_on_hyperboloid)
-def _(space, center, bandwidth, generator=None):
-    normal = geometry.random_tangent_normal(space, center, generator)
-    return geometry.exp(space, bandwidth[:, None] * normal, center)
+register_carried_normal(
+    _on_hyperboloid,
+    lambda space, point, center: _polar(space, _separation(point, center)),
+    geometry.exp,
+)
 
 
 @geometry.chart.register(*_on_hyperboloid)

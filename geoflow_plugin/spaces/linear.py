@@ -61,15 +61,20 @@ def _(space, point):
     return point
 
 
-@geometry.to_tangent.register(Euclidean)
-def _(space, vector, base_point):
-    return vector
+def register_open_set(cls):
+    """The flat tangent geometry of an open set in R^dim, or of coordinates (dim,)."""
+
+    @geometry.to_tangent.register(cls)
+    def _(space, vector, base_point):
+        return vector
+
+    @geometry.tangent_basis.register(cls)
+    def _(space, base_point):
+        eye = torch.eye(space.dim, dtype=base_point.dtype, device=base_point.device)
+        return eye.expand(*base_point.shape[:-1], space.dim, space.dim)
 
 
-@geometry.tangent_basis.register(Euclidean)
-def _(space, base_point):
-    eye = torch.eye(space.dim, dtype=base_point.dtype, device=base_point.device)
-    return eye.expand(*base_point.shape[:-1], space.dim, space.dim)
+register_open_set(Euclidean)
 
 
 @geometry.origin.register(Euclidean)

@@ -21,6 +21,7 @@ from geomstats.geometry.manifold import Manifold
 from scipy.spatial import cKDTree
 
 from geoflow_plugin import geometry
+from geoflow_plugin.spaces.linear import euclidean
 from geoflow_plugin.spaces.mesh_tables import (
     Tables,
     as_arrays,
@@ -62,8 +63,9 @@ class MeshSurface(Manifold):
 
     def __init__(self, vertices, faces):
         super().__init__(dim=2, shape=(3,), intrinsic=False, equip=False)
+        self.embedding_space = euclidean(3)  # products ask for it
         self.vertices, self.faces = as_arrays(vertices, faces)
-        self._tables = {None: make_tables(self.vertices, self.faces)}
+        self._tables: dict = {None: make_tables(self.vertices, self.faces)}
         corners = self._tables[None].corners
         self.areas, self.centroids = self._tables[None].area, corners.mean(1)
         middle = (self.areas[:, None] * self.centroids).sum(0) / self.areas.sum()
@@ -141,8 +143,8 @@ class MeshSurface(Manifold):
 def _answer(function, space, *arrays, **options):
     if isinstance(arrays[0], torch.Tensor):
         return function(space, *arrays, **options)
-    arrays = (torch.as_tensor(np.asarray(array, dtype=np.float64)) for array in arrays)
-    return function(space, *arrays, **options).numpy()
+    tensors = (torch.as_tensor(np.asarray(array, dtype=np.float64)) for array in arrays)
+    return function(space, *tensors, **options).numpy()
 
 
 # Where points are -----------------------------------------------------------------------

@@ -16,6 +16,7 @@ from geomstats.information_geometry.normal import (
 
 from geoflow_plugin import geometry
 from geoflow_plugin.spaces.hyperbolic import hyperboloid, to_half_space
+from geoflow_plugin.spaces.linear import register_open_set
 from geoflow_plugin.spaces.sphere import complement_basis
 
 
@@ -46,19 +47,6 @@ def _register_conformal(cls, metric_class, log_factor, to_model, from_model):
         return space.dim * (log_factor(point) + scale)
 
     geometry.is_compact.register(cls)(lambda space: False)
-
-
-def _register_open_set(cls):
-    """The flat geometry of an open set in R^n."""
-
-    @geometry.to_tangent.register(cls)
-    def _(space, vector, base_point):
-        return vector
-
-    @geometry.tangent_basis.register(cls)
-    def _(space, base_point):
-        eye = torch.eye(space.dim, dtype=base_point.dtype, device=base_point.device)
-        return eye.expand(*base_point.shape, space.dim)
 
 
 def _beyond(gap):
@@ -95,7 +83,7 @@ def _hyperboloid_to_ball(point):
     return _into_ball(point[..., 1:] / (1 + point[..., :1]))
 
 
-_register_open_set(PoincareBall)
+register_open_set(PoincareBall)
 _register_conformal(
     PoincareBall,
     PoincareBallMetric,
@@ -124,7 +112,7 @@ def _half_space_to_hyperboloid(point):
     return torch.cat([(1 + square) / 2, point[..., :-1], (square - 1) / 2], dim=-1) / last
 
 
-_register_open_set(PoincareHalfSpace)
+register_open_set(PoincareHalfSpace)
 _register_conformal(
     PoincareHalfSpace,
     PoincareHalfSpaceMetric,

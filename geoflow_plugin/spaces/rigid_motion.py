@@ -18,7 +18,7 @@ from geomstats.geometry.special_orthogonal import SpecialOrthogonal
 from geoflow_plugin import geometry
 from geoflow_plugin.geometry.dispatch import UnsupportedError
 from geoflow_plugin.spaces import rotation_vector
-from geoflow_plugin.spaces.linear import euclidean, skew_basis
+from geoflow_plugin.spaces.linear import euclidean, register_open_set, skew_basis
 
 Matrices = type(SpecialEuclidean(2, equip=False))
 PlaneVectors = type(SpecialEuclidean(2, point_type="vector", equip=False))
@@ -178,7 +178,7 @@ def _(space, point):
 
 
 for _cls in (PlaneVectors, SpaceVectors):
-    rotation_vector.register_open_chart(_cls)
+    register_open_set(_cls)
     geometry.check_fields.register(_cls)(rotation_vector.refuse_fields)
 
     @geometry.projection.register(_cls)

@@ -15,6 +15,7 @@ from geomstats.geometry.special_orthogonal import SpecialOrthogonal
 
 from geoflow_plugin import geometry
 from geoflow_plugin.geometry.dispatch import UnsupportedError
+from geoflow_plugin.spaces.linear import register_open_set
 from geoflow_plugin.spaces.orthogonal import _quaternion
 
 Angles = type(SpecialOrthogonal(2, point_type="vector", equip=False))
@@ -154,19 +155,6 @@ def refuse_fields(space):
     )
 
 
-def register_open_chart(cls):
-    """The flat tangent geometry of a space whose points are free coordinates (dim,)."""
-
-    @geometry.to_tangent.register(cls)
-    def _(space, vector, base_point):
-        return vector
-
-    @geometry.tangent_basis.register(cls)
-    def _(space, base_point):
-        eye = torch.eye(space.dim, dtype=base_point.dtype, device=base_point.device)
-        return eye.expand(*base_point.shape, space.dim)
-
-
 for _cls in (Angles, RotationVectors):
-    register_open_chart(_cls)
+    register_open_set(_cls)
     geometry.check_fields.register(_cls)(refuse_fields)

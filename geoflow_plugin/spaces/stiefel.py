@@ -21,6 +21,7 @@ from geomstats.geometry.stiefel import Stiefel, StiefelCanonicalMetric
 
 from geoflow_plugin import geometry
 from geoflow_plugin.geometry.dispatch import open_function, unsupported
+from geoflow_plugin.spaces.carried_normal import register_carried_normal
 from geoflow_plugin.spaces.frames import orthonormal_complement
 from geoflow_plugin.spaces.linear import skew_basis
 from geoflow_plugin.spaces.orthogonal import _polar_factor
@@ -185,7 +186,8 @@ def accretive_inverse(matrix):
     eye = torch.eye(p, dtype=matrix.dtype, device=matrix.device)
     eye = eye.reshape(p, p, *[1] * (matrix.ndim - 2)).expand_as(matrix)
     rows = torch.cat([matrix, eye], dim=1)
-    log_det, regular = 0.0, True
+    log_det = torch.zeros_like(matrix[0, 0])
+    regular = torch.ones_like(log_det, dtype=torch.bool)
     for j in range(p):
         positive = rows[j, j] > eps
         pivot = torch.where(positive, rows[j, j], 1.0)
@@ -226,31 +228,4 @@ def _cayley_separation(space, point, center):
     return torch.where(reached, squared, math.inf), torch.where(reached, log_volume, 0)
 
 
-@geometry.wrapped_normal_log_prob.register(Stiefel)
-def _(space, point, mean, scale):
-    squared, log_volume = _cayley_separation(space, point, mean)
-    normalizer = geometry.log_kernel_normalizer(space, scale)
-    return -0.5 * squared / scale.square() - log_volume - normalizer
-
-
-@geometry.random_wrapped_normal.register(Stiefel)
-def _(space, mean, scale, generator=None):
-    normal = geometry.random_tangent_normal(space, mean, generator)
-    return _cayley(space, scale * normal, mean)
-
-
-@geometry.kernel_separation.register(Stiefel)
-def _(space, point, centers):
-    return _cayley_separation(space, point.unsqueeze(1), centers.unsqueeze(0))
-
-
-@geometry.log_kernel_normalizer.register(Stiefel)
-def _(space, bandwidth):
-    _turning_weight(space)  # refuses other metrics
-    return space.dim * (0.5 * math.log(2 * math.pi) + bandwidth.log())
-
-
-@geometry.random_kernel.register(Stiefel)
-def _(space, center, bandwidth, generator=None):
-    normal = geometry.random_tangent_normal(space, center, generator)
-    return _cayley(space, bandwidth[:, None, None] * normal, center)
+register_carried_normal((Stiefel,), _cayley_separation, _cayley)

@@ -386,6 +386,7 @@ class MoserFlow(Flow):
         """Whether kernels fall with the distance in the array, as sources do."""
         x = self._nodes(0)[0][:2]
         try:
+            geometry.metric_scale(self.space)
             geometry.log_kernel_normalizer(self.space, x.new_ones(1))
             squared, log_volume = geometry.kernel_separation(self.space, x, x)
             chord = geometry.squared_chord(self.space, x, x)

@@ -27,7 +27,8 @@ laws of tangent spaces, metric, volume element, gradient, divergence, Laplacian,
 distance and chart that the space has, Stokes' theorem and the volume by Monte Carlo),
 `check_distribution` for the base law and for a `KernelDensity`, and for `MoserFlow` 20
 steps of training in float32, then samples on the space and an integral of one within four
-standard errors (*carried*: on the model of the space, by `gf.Carried`). The volume is that of `space.metric`; ∞ for a space that is not compact.
+standard errors (*carried*: on the model of the space, by `gf.Carried`). The volume is that
+of `space.metric`; ∞ for a space that is not compact.
 exp / log: ✓ closed form, ✗ not there. Chart: R^d ⇄ space with exact volume change
 (`layers.Chart`).
 

@@ -179,30 +179,51 @@ class MoserFlow(Flow):
         return value + linear - linear.detach()
 
     def _normalizer_gradient(self, parameters):
-        x, base_score = self._nodes(1)
+        exact = self._exact_nodes()
+        x, base_score = self._nodes(1) if exact is None else (exact[0], 0 * exact[0])
+        share = x.new_full((len(x),), 1 / len(x)) if exact is None else exact[1]
         total = [torch.zeros_like(p) for p in parameters]
         with torch.enable_grad():
-            for part in _parts(x, base_score):
+            for *part, weight in zip(*_parts(x, base_score), share.split(_CHUNK), strict=True):
                 ratio = self._ratio(*part)
-                excess = (self._positive_part(ratio) - ratio).sum()
+                excess = (weight * (self._positive_part(ratio) - ratio)).sum()
                 gradient = torch.autograd.grad(excess, parameters, allow_unused=True)
                 for t, g in zip(total, gradient, strict=True):
-                    t += 0 if g is None else g / len(x)
+                    t += 0 if g is None else g
         return [t / self._cache["normalizer"] for t in total]
 
     @torch.no_grad()
     def _state(self):
-        """Z, its error, the negative mass and the largest ratio, for these weights."""
+        """Z, its error and the negative mass, for these weights."""
         fingerprint = self._fingerprint()
-        if self._cache.get("fingerprint") == fingerprint:
-            return self._cache
-        means, negative, peak, doublings = [], [], 0.0, 0
+        if self._cache.get("fingerprint") != fingerprint:
+            exact = self._exact_nodes()
+            found = self._estimate() if exact is None else self._integrate(*exact)
+            names = "normalizer", "standard_error", "negative_mass"
+            nodes = self._cache.get("nodes", {})
+            self._cache = dict(zip(names, found, strict=True))
+            self._cache |= {"fingerprint": fingerprint, "nodes": nodes}
+        return self._cache
+
+    def _exact_nodes(self):
+        """Points and shares of the uniform law that integrate the ratio exactly, or None."""
+        if not isinstance(self.base, Uniform):
+            return None
+        return geometry.uniform_quadrature(self.space, self._anchor)
+
+    def _integrate(self, x, weight):
+        ratio, weight = self._ratio_at(x, torch.zeros_like(x)).double(), weight.double()
+        excess = (weight * (self._positive_part(ratio) - ratio)).sum()
+        return 1 + float(excess), 0.0, float((weight * (-ratio).clamp_min(0)).sum())
+
+    def _estimate(self):
+        """Nodes are doubled until the scatter of their replicates is small."""
+        means, negative, doublings = [], [], 0
         while True:
             ratio = self._ratio_at(*self._nodes(doublings)).double()
             excess = self._positive_part(ratio) - ratio
             means.append(excess.reshape(_REPLICATES, -1).mean(1))
             negative.append((-ratio).clamp_min(0).mean())
-            peak = max(peak, float(ratio.max()))
             # every round has as many nodes as all before it
             sizes = torch.tensor([2.0 ** max(0, k - 1) for k in range(len(means))])
             weight = (sizes / sizes.sum()).to(ratio)
@@ -211,15 +232,8 @@ class MoserFlow(Flow):
             doublings += 1
             if error <= self.normalizer_tolerance or doublings > 5:
                 break
-        self._cache = {
-            "fingerprint": fingerprint,
-            "normalizer": 1 + float(replicates.mean()),
-            "standard_error": error,
-            "negative_mass": float((weight * torch.stack(negative)).sum()),
-            "peak": peak,
-            "nodes": self._cache.get("nodes", {}),
-        }
-        return self._cache
+        mass = float((weight * torch.stack(negative)).sum())
+        return 1 + float(replicates.mean()), error, mass
 
     def _fingerprint(self):
         """Digest of every weight, so that no way of changing one goes unnoticed."""
@@ -252,7 +266,8 @@ class MoserFlow(Flow):
 
     def _ratio_at(self, x, base_score):
         with torch.no_grad():
-            return torch.cat([self._ratio(*part) for part in _parts(x, base_score)])
+            parts = zip(*_parts(x, base_score), strict=True)
+            return torch.cat([self._ratio(*part) for part in parts])
 
     # Learning
 
@@ -433,7 +448,7 @@ class MoserFlow(Flow):
 
 
 def _parts(x, base_score):
-    return zip(x.split(_CHUNK), base_score.split(_CHUNK), strict=True)
+    return x.split(_CHUNK), base_score.split(_CHUNK)
 
 
 def _digest(module):

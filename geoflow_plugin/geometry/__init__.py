@@ -38,6 +38,7 @@ from geoflow_plugin.geometry.measures import (
     random_wrapped_normal,
     squared_chord,
     uniform_from_cube,
+    uniform_quadrature,
     unit_cube_dim,
     wrapped_normal_log_prob,
 )
@@ -103,6 +104,7 @@ __all__ = [
     "tangent_basis",
     "to_tangent",
     "uniform_from_cube",
+    "uniform_quadrature",
     "unit_cube_dim",
     "wrapped_normal_log_prob",
 ]

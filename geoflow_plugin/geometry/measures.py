@@ -67,6 +67,16 @@ def model_log_volume(space, point):
     return change - log_volume_element(space, point)
 
 
+@open_function
+def uniform_quadrature(space, like):
+    """Points and weights that sum to one, if they integrate flows exactly, or None.
+
+    For spaces on which densities are made of finitely many values; ``like`` is a tensor
+    of the dtype and device to return.
+    """
+    return None
+
+
 def random_uniform(space, n, generator=None, device=None, dtype=None):
     """Draw from the uniform (Haar) measure of a compact space.
 

@@ -255,6 +255,12 @@ def _(space, cube):
     return (weight.unsqueeze(-1) * corners).sum(1)
 
 
+@geometry.uniform_quadrature.register(MeshSurface)
+def _(space, like):
+    # ratios are constant in each face
+    return space.centroids.to(like), (space.areas / space.areas.sum()).to(like)
+
+
 @geometry.interpolation.register(MeshSurface)
 def _(space):
     def interpolate(field, points):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_space, points
+from geomstats.geometry.hpd_matrices import HPDMatrices
 from geomstats.geometry.hypersphere import Hypersphere
-from geomstats.geometry.stiefel import Stiefel
 
 import geoflow_plugin as gf
 from geoflow_plugin import geometry
@@ -241,7 +241,7 @@ NO_SPACES = {
     "None": lambda: None,
     "number": lambda: 2,
     "class": lambda: Hypersphere,
-    "Stiefel": lambda: Stiefel(3, 2),
+    "complex matrices": lambda: HPDMatrices(2),
     "intrinsic": lambda: Hypersphere(2, intrinsic=True),
 }
 

@@ -11,9 +11,11 @@ import textwrap
 import pytest
 import torch
 from conftest import make_space, points, spaces
+from geomstats.geometry.hpd_matrices import HPDMatrices
 from geomstats.geometry.hypersphere import Hypersphere, HypersphereMetric
 from geomstats.geometry.manifold import Manifold
 from geomstats.geometry.spd_matrices import SPDMatrices
+from geomstats.geometry.special_orthogonal import SpecialOrthogonal
 
 import geoflow_plugin as gf
 from geoflow_plugin import equip
@@ -138,7 +140,12 @@ def test_available_distributions():
             assert isinstance(space.distribution, gf.Distribution)
     names = gf.available_distributions(make_space("R3"))
     assert "uniform" not in names and every - {"uniform"} <= set(names)
-    assert gf.available_distributions(SPDMatrices(2)) == []
+    names = gf.available_distributions(SPDMatrices(2))
+    assert "uniform" not in names and every - {"uniform"} <= set(names)
+    # no field is continuous in rotation vectors, and complex points are not served
+    names = gf.available_distributions(SpecialOrthogonal(3, point_type="vector"))
+    assert "moser" not in names and every - {"moser"} <= set(names)
+    assert gf.available_distributions(HPDMatrices(2)) == []
     assert gf.available_distributions(Hypersphere(2, intrinsic=True)) == []
 
 

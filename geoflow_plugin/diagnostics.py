@@ -41,17 +41,16 @@ def check_normalization(distribution, n=100_000, generator=None):
         )
     if isinstance(n, bool) or not isinstance(n, int) or n < 2:
         raise ValueError(f"n: expected an integer >= 2, got {n!r}.")
-    _, weight, _ = importance_sample(distribution, n, generator)
+    weight, _ = importance_sample(distribution, n, generator)
     return float(weight.mean()), float(weight.std() / math.sqrt(n))
 
 
 @torch.no_grad()
 def importance_sample(distribution, n, generator=None):
-    """Points of the proposal of ``check_normalization``, and what the density says there.
+    """What a density says at points of the proposal of ``check_normalization``.
 
     Returns
     -------
-    x : torch.Tensor, shape=(n, *space.shape)
     weight : torch.Tensor, shape=(n,)
         Density over the proposal's, in double precision.
     log_prob : torch.Tensor, shape=(n,)
@@ -66,7 +65,7 @@ def importance_sample(distribution, n, generator=None):
         x = proposal.sample(min(10_000, n - start), generator=generator)
         log_prob = distribution.log_prob(x)
         weight = (log_prob - proposal.log_prob(x)).double().exp()
-        columns.append((x, weight, log_prob))
+        columns.append((weight, log_prob))
     return tuple(torch.cat(column) for column in zip(*columns, strict=True))
 
 

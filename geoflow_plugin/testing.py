@@ -321,7 +321,7 @@ def _volume(case, n):
     try:
         z, _ = geometry.chart(case.space, case.law.sample(n, generator=case.generator))
     except UnsupportedError:
-        _, weight, _ = importance_sample(case.law, n, case.generator)
+        weight, _ = importance_sample(case.law, n, case.generator)
         return _standard_errors(weight, 1.0)
     else:
         # a wide normal law of the coordinates, and the volume that the chart says
@@ -382,7 +382,7 @@ def check_distribution(distribution, *, n=2000, generator=None):
         "densities are finite": 0.0 if bool(own.isfinite().all()) else math.inf,
     }
     broken = [f"{law}: {value:.3g}" for law, value in figures.items() if not value <= atol]
-    _, weight, log_density = importance_sample(distribution, 10 * n, generator)
+    weight, log_density = importance_sample(distribution, 10 * n, generator)
     # where the density is zero it adds nothing to the entropy
     surprise = torch.where(weight > 0, -weight * log_density.double(), 0.0)
     errors = [_standard_error(surprise), _standard_error(own.double())]

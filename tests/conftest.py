@@ -1,5 +1,10 @@
 """Spaces, points and fixtures that every test file shares."""
 
+import json
+import os
+import subprocess
+import sys
+
 import hypothesis
 import numpy as np
 import pytest
@@ -131,3 +136,18 @@ def rng_untouched(function):
     result = function()
     assert torch.equal(torch.get_rng_state(), before), "the global stream was consumed"
     return result
+
+
+def run_under(backend, *arguments):
+    """What a Python process prints as JSON in its last line, under a geomstats backend."""
+    environment = dict(os.environ, GEOMSTATS_BACKEND=backend)
+    environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.strip().splitlines()[-1])

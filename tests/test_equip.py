@@ -1,16 +1,12 @@
 """The plug-in: the one attribute that geomstats gains, and who may use it."""
 
 import copy
-import json
-import os
 import pickle
-import subprocess
-import sys
 import textwrap
 
 import pytest
 import torch
-from conftest import make_space, points, spaces
+from conftest import make_space, points, run_under, spaces
 from geomstats.geometry.hpd_matrices import HPDMatrices
 from geomstats.geometry.hypersphere import Hypersphere, HypersphereMetric
 from geomstats.geometry.manifold import Manifold
@@ -258,17 +254,8 @@ _SCRIPT = """
 
 @pytest.mark.parametrize("backend", ["numpy", "pytorch"])
 def test_importing_changes_one_attribute_and_nothing_else(backend):
-    environment = dict(os.environ, GEOMSTATS_BACKEND=backend)
-    environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(_SCRIPT)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    before, after, added, gone = json.loads(done.stdout.strip().splitlines()[-1])
+    found = run_under(backend, "-c", textwrap.dedent(_SCRIPT))
+    before, after, added, gone = found
     assert added == ["equip_with_distribution"]
     assert gone
     for key, value in before.items():

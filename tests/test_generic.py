@@ -1,18 +1,15 @@
 """Information manifolds, and spaces that only their user's geomstats code describes."""
 
 import functools
-import json
 import math
-import os
 import pathlib
-import subprocess
-import sys
 
 import geomstats.backend as gs
 import numpy as np
 import pytest
 import torch
 from catalogue import CATALOGUE
+from conftest import run_under
 from geomstats.geometry.base import LevelSet
 from geomstats.geometry.euclidean import Euclidean
 from geomstats.information_geometry.gamma import GammaDistributions
@@ -179,18 +176,8 @@ def test_diagonal_normal_laws_have_the_distance_of_fisher_and_rao():
 @functools.cache
 def figures():
     """What generic_spaces.py measures, in a process of its own."""
-    environment = dict(os.environ, GEOMSTATS_BACKEND="pytorch")
-    environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
     script = pathlib.Path(__file__).with_name("generic_spaces.py")
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return run_under("pytorch", str(script))
 
 
 def test_a_level_set_by_its_submersion_alone():

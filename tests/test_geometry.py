@@ -1,10 +1,6 @@
 """The torch geometry against geomstats itself, and against integrals done by hand."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 import textwrap
 
 import geomstats.backend as gs
@@ -18,6 +14,7 @@ from conftest import (
     points,
     rng_untouched,
     rows,
+    run_under,
     spaces,
     vectors,
 )
@@ -929,17 +926,7 @@ _SCRIPT = """
 
 
 def _run(script, backend):
-    environment = dict(os.environ, GEOMSTATS_BACKEND=backend)
-    environment["PYTHONPATH"] = os.pathsep.join(p for p in sys.path if p)
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return run_under(backend, "-c", textwrap.dedent(script))
 
 
 def test_pytorch_backend_gives_what_the_numpy_backend_gives():

@@ -16,6 +16,7 @@ from geomstats.geometry.product_manifold import ProductManifold
 
 from geoflow_plugin import geometry
 from geoflow_plugin.spaces.linear import (
+    entry_basis,
     euclidean,
     linear_basis,
     lower_basis,
@@ -138,8 +139,4 @@ for _cls in (FullRankMatrices, GeneralLinear):
     geometry.model.register(_cls)(_unequipped_model)
     geometry.model.register(_cls, MatricesMetric)(_model)
 
-    @linear_basis.register(_cls)
-    def _(space, like):
-        size = math.prod(space.shape)
-        eye = torch.eye(size, dtype=like.dtype, device=like.device)
-        return eye.reshape(size, *space.shape)
+    linear_basis.register(_cls)(entry_basis)

@@ -89,12 +89,14 @@ def _(space, point):
 
 @geometry.exp.register(Euclidean)
 @geometry.retraction.register(Euclidean)
-def _add(space, tangent_vec, base_point):
+def add(space, tangent_vec, base_point):
+    """Exponential along straight lines."""
     return base_point + tangent_vec
 
 
 @geometry.log.register(Euclidean)
-def _subtract(space, point, base_point):
+def subtract(space, point, base_point):
+    """Logarithm along straight lines."""
     return point - base_point
 
 
@@ -217,7 +219,8 @@ def helmert(n, like):
 
 @linear_basis.register(Matrices)
 @linear_basis.register(SquareMatrices)
-def _(space, like):
+def entry_basis(space, like):
+    """Basis of all arrays of the space's shape, one element an entry."""
     size = math.prod(space.shape)
     eye = torch.eye(size, dtype=like.dtype, device=like.device)
     return eye.reshape(size, *space.shape)
@@ -347,8 +350,8 @@ for _cls in (
 ):
     register_linear_geometry(_cls)
     geometry.model.register(_cls)(_flat_model)
-    geometry.exp.register(_cls)(_add)
-    geometry.log.register(_cls)(_subtract)
+    geometry.exp.register(_cls)(add)
+    geometry.log.register(_cls)(subtract)
 
 
 @geometry.inner_product.register(Matrices, MatricesDiagMetric)

@@ -221,14 +221,8 @@ def _(space):
 geometry.inner_product.register(SPDMatrices)(geometry.inner_product.__wrapped__)
 
 
-@geometry.exp.register(SPDMatrices, SPDEuclideanMetric)
-def _(space, tangent_vec, base_point):
-    return base_point + tangent_vec
-
-
-@geometry.log.register(SPDMatrices, SPDEuclideanMetric)
-def _(space, point, base_point):
-    return point - base_point
+geometry.exp.register(SPDMatrices, SPDEuclideanMetric)(linear.add)
+geometry.log.register(SPDMatrices, SPDEuclideanMetric)(linear.subtract)
 
 
 def _lyapunov(space, point):

@@ -166,14 +166,8 @@ def _(space):
     )
 
 
-@geometry.exp.register(PLTUnitDiagMatrices)
-def _(space, tangent_vec, base_point):
-    return base_point + tangent_vec
-
-
-@geometry.log.register(PLTUnitDiagMatrices)
-def _(space, point, base_point):
-    return point - base_point
+geometry.exp.register(PLTUnitDiagMatrices)(linear.add)
+geometry.log.register(PLTUnitDiagMatrices)(linear.subtract)
 
 
 # Unit rows -----------------------------------------------------------------------------

@@ -68,8 +68,9 @@ def draw(space, model, cities, names, samples, path):
     for name in SHOWN:
         x, y, z = cities[names.index(name)].tolist()
         where = math.atan2(y, x), math.asin(z)
-        axes[0].annotate(name, where, (5, -9), textcoords="offset points",
-                         color="white", size="x-small")
+        axes[0].annotate(
+            name, where, (5, -9), textcoords="offset points", color="white", size="x-small"
+        )
     plot_density(model, samples, axes[1])
     axes[1].set_title(f"{len(samples)} samples")
     figure.savefig(path, dpi=150)
@@ -89,16 +90,15 @@ def main(args):
     print("model           test NLL (nats)   minus KernelDensity")
     scores = {}
     for name, recipe in RECIPES.items():
-        models = [
-            recipe(space, folds[:i] + folds[i + 1 :], args) for i in range(args.folds)
-        ]
+        models = [recipe(space, folds[:i] + folds[i + 1 :], args) for i in range(args.folds)]
         with torch.no_grad():
             nll = [-m.log_prob(x) for m, x in zip(models, folds, strict=True)]
         scores[name] = torch.cat(nll)
     for name, nll in scores.items():
         difference = nll - scores["KernelDensity"]
-        mean_error = [f"{v.mean():6.3f} ± {v.std() / len(v)**0.5:.3f}"
-                      for v in (nll, difference)]
+        mean_error = [
+            f"{v.mean():6.3f} ± {v.std() / len(v) ** 0.5:.3f}" for v in (nll, difference)
+        ]
         print(f"{name:<14}{mean_error[0]:>17}{mean_error[1]:>22}")
     print(f"{time.perf_counter() - start:.0f} s")
 
@@ -113,8 +113,10 @@ def main(args):
     samples = model.sample(10_000, generator=generator)
     seconds = time.perf_counter() - start
     _, n_proposals = model.components[0].sample_with_count(10_000, generator)
-    print(f"sampling        {seconds:.2f} s for 10,000 points, exact by rejection, "
-          f"{n_proposals / 10_000:.1f} proposals each")
+    print(
+        f"sampling        {seconds:.2f} s for 10,000 points, exact by rejection, "
+        f"{n_proposals / 10_000:.1f} proposals each"
+    )
     draw(space, model, points, names, samples[:500], args.output)
     print(f"picture         {args.output}")
 

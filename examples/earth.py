@@ -30,8 +30,10 @@ def main(args):
     points = torch.as_tensor(points, dtype=torch.float32)
     train, validation, test = gf.datasets.split(points, args.seed)
     what = "rows" if args.rows else "distinct locations"
-    print(f"{args.name}: {len(points)} {what}, "
-          f"split {len(train)} / {len(validation)} / {len(test)}")
+    print(
+        f"{args.name}: {len(points)} {what}, "
+        f"split {len(train)} / {len(validation)} / {len(test)}"
+    )
 
     start = time.perf_counter()
     kde = gf.KernelDensity(space).fit(train)
@@ -47,8 +49,9 @@ def main(args):
         "MoserFlow": flow,
         "Mixture": mixture,
     }
-    print("model           test NLL (nats)            integral"
-          "   10,000 samples   proposals each")
+    print(
+        "model           test NLL (nats)            integral   10,000 samples   proposals each"
+    )
     generator = torch.Generator().manual_seed(args.seed)
     for name, model in models.items():
         with torch.no_grad():
@@ -58,8 +61,10 @@ def main(args):
         _, n_proposals = sample(model, 10_000, generator)
         seconds = time.perf_counter() - start
         proposals = "-" if n_proposals is None else f"{n_proposals / 10_000:.1f}"
-        print(f"{name:<14}{nll.mean():8.3f} ± {nll.std() / len(nll)**0.5:.3f}"
-              f"{integral:13.4f} ± {error:.4f}{seconds:15.2f} s{proposals:>17}")
+        print(
+            f"{name:<14}{nll.mean():8.3f} ± {nll.std() / len(nll) ** 0.5:.3f}"
+            f"{integral:13.4f} ± {error:.4f}{seconds:15.2f} s{proposals:>17}"
+        )
     weights = [f"{weight:.2f}" for weight in mixture.weights.tolist()]
     print(f"\nmixture         {weights[0]} KernelDensity + {weights[1]} MoserFlow")
     print(f"negative mass   {flow.negative_mass():.1e}")

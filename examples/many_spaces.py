@@ -164,8 +164,7 @@ def main(args):
     print("| --- " * len(HEAD) + "|", flush=True)
     for name in args.names:
         rows = [
-            run(name, seed, args.points, args.recipe, args.steps)
-            for seed in range(args.seeds)
+            run(name, seed, args.points, args.recipe, args.steps) for seed in range(args.seeds)
         ]
         print("| " + " | ".join(cells(name, rows)) + " |", flush=True)
 

@@ -23,7 +23,8 @@ def value_and_divergence(space, field, points, method="exact", n_probes=1, gener
     ----------
     space : geomstats Manifold
     field : callable
-        Points (n, *space.shape) to ambient vectors (n, *space.shape). If it has a method
+        Points (n, *space.shape) to ambient vectors (n, *space.shape), or, where
+        ``geometry.embed`` is not the identity, of images to vectors there. If it has a method
         ``value_and_trace(points, basis)``, which returns its vectors and the sum of
         <e_i, Dw e_i> over a basis (dim, n, *space.shape), exact divergences use that.
     points : torch.Tensor, shape=(n, *space.shape)
@@ -44,6 +45,13 @@ def value_and_divergence(space, field, points, method="exact", n_probes=1, gener
     ValueError
         Unknown method, or a field of another shape than its points.
     """
+    if geometry.embed(space, points) is not points:
+        field = _pulled_back(space, field)
+    return _value_and_divergence(space, field, points, method, n_probes, generator)
+
+
+def _value_and_divergence(space, field, points, method, n_probes, generator):
+    """The same for a field of arrays, whatever ``geometry.embed`` says."""
     points = points.contiguous()  # forward mode cannot take expanded tensors
     interpolate = geometry.interpolation(space)
     if interpolate is not None:  # exact, and cheaper than any probe
@@ -115,7 +123,8 @@ def gradient(space, potential, points):
     ----------
     space : geomstats Manifold
     potential : callable
-        Points (n, *space.shape) to scalars (n,) or (n, 1), row by row.
+        Points (n, *space.shape), as ``geometry.embed`` shows them, to scalars (n,) or
+        (n, 1), row by row.
     points : torch.Tensor, shape=(n, *space.shape)
 
     Returns
@@ -142,7 +151,7 @@ def laplacian(space, potential, points, method="exact", n_probes=1, generator=No
     laplacian : torch.Tensor, shape=(n,)
     """
     geometry.check_points(space, points, name="points")
-    return value_and_divergence(
+    return _value_and_divergence(
         space,
         lambda x: _gradient(space, potential, x),
         points,
@@ -159,6 +168,23 @@ def _vectors(field, x):
             f"field: expected vectors of shape {tuple(x.shape)}, got {tuple(vector.shape)}."
         )
     return vector
+
+
+def _pulled_back(space, field):
+    """The field of arrays whose images under ``geometry.embed`` a field projects to."""
+
+    def vectors(x):
+        basis = geometry.tangent_basis(space, x).movedim(1, 0).contiguous()
+        image, pushed = vmap(
+            lambda direction: jvp(lambda p: geometry.embed(space, p), (x,), (direction,)),
+            out_dims=(None, 0),  # type: ignore[arg-type]
+        )(basis)
+        pushed = pushed.flatten(2).movedim(0, 1)
+        weight = pushed @ _vectors(field, image).flatten(1).unsqueeze(-1)
+        weight = torch.linalg.inv(pushed @ pushed.mT) @ weight
+        return (weight.mT @ basis.flatten(2).movedim(0, 1)).reshape(x.shape)
+
+    return vectors
 
 
 def _from_trace(space, field, points, basis):
@@ -190,7 +216,7 @@ def _directions(space, points, method, n_probes, generator):
         return basis.movedim(1, 0).contiguous()  # torch.compile needs one layout
     if isinstance(n_probes, bool) or not isinstance(n_probes, int) or n_probes < 1:
         raise ValueError(f"n_probes: expected an integer >= 1, got {n_probes!r}.")
-    shape = (n_probes, points.shape[0], 1, space.dim)
+    shape = (n_probes, points.shape[0], 1, geometry.dim(space))
     bits = torch.randint(0, 2, shape, generator=generator, device=points.device)
     signs = (2 * bits - 1).to(points.dtype)
     return (signs @ basis.flatten(2)).reshape(n_probes, *points.shape)
@@ -203,7 +229,7 @@ def _volume_term(space, points, tangent_vec):
 
 def _gradient(space, potential, points):
     def scalar(x):
-        value = potential(x)
+        value = potential(geometry.embed(space, x))
         if value.shape == (x.shape[0], 1):
             value = value.squeeze(-1)
         if value.shape != x.shape[:1]:

@@ -75,7 +75,7 @@ def _wide(space, sample):
     mean = geometry.projection(space, sample.mean(0, keepdim=True))[0]
     # in the lengths of the normal law itself, which may be those of a model
     squared, _ = geometry.kernel_separation(space, sample, mean[None])
-    scale = 2 * float(squared.mean().sqrt()) / math.sqrt(space.dim)
+    scale = 2 * float(squared.mean().sqrt()) / math.sqrt(geometry.dim(space))
     return WrappedNormal(space, mean, scale).to(sample.device)
 
 

@@ -280,9 +280,7 @@ def test_kernels_on_the_circle_are_von_mises():
     angle = torch.linspace(-3, 3, 20, dtype=torch.float64)
     x = torch.stack([angle.cos(), angle.sin()], dim=-1)
     for h in (0.2, 1.0, 4.0):
-        mixture = kernel_density.KernelMixture(
-            space, center, x.new_tensor([h]), x.new_ones(1)
-        )
+        mixture = kernel_density.KernelMixture(space, center, x.new_tensor([h]), x.new_ones(1))
         location = torch.atan2(center[0, 1], center[0, 0])
         concentration = x.new_tensor(h**-2)
         law = torch.distributions.VonMises(location, concentration)
@@ -310,8 +308,7 @@ def test_mixture_weights_maximise_the_likelihood():
     best = float(mixture.log_prob(x).mean())
     grid = torch.linspace(0.02, 0.98, 49, dtype=torch.float64)
     others = [
-        float(gf.Mixture(space, parts, [w, 1 - w]).log_prob(x).mean())
-        for w in grid.tolist()
+        float(gf.Mixture(space, parts, [w, 1 - w]).log_prob(x).mean()) for w in grid.tolist()
     ]
     assert best >= max(others) - 1e-9
     assert abs(float(mixture.weights[0]) - 0.3) < 0.1
@@ -344,9 +341,7 @@ def test_leave_one_out_is_leaving_one_out(space, n_copies):
     torch.testing.assert_close(ours, expected)
     # points that are no centres are scored as ever
     other = geometry.exp(space, vectors(space, centers, 0.1), centers)
-    torch.testing.assert_close(
-        mixture.training_log_prob(other), mixture.log_prob(other)
-    )
+    torch.testing.assert_close(mixture.training_log_prob(other), mixture.log_prob(other))
 
 
 def _kernels_of_their_own(keep=slice(None)):
@@ -355,9 +350,7 @@ def _kernels_of_their_own(keep=slice(None)):
     centers = _frame(space, torch.float64)[:4]
     h = torch.tensor([[0.3, 0.5, 0.7, 0.9]], dtype=torch.float64)
     weight = torch.tensor([[0.1, 0.2, 0.3, 0.4]], dtype=torch.float64)
-    return kernel_density.KernelMixture(
-        space, centers[keep], h[:, keep], weight[:, keep]
-    )
+    return kernel_density.KernelMixture(space, centers[keep], h[:, keep], weight[:, keep])
 
 
 def test_a_bandwidth_for_each_centre():
@@ -490,15 +483,11 @@ def test_dtypes_and_devices(kind, space, device):
     assert geometry.belongs(space, y).all()
     log_prob = single.log_prob(x.float())
     assert log_prob.dtype == torch.float32
-    torch.testing.assert_close(
-        log_prob.double(), double.log_prob(x), atol=1e-3, rtol=1e-3
-    )
+    torch.testing.assert_close(log_prob.double(), double.log_prob(x), atol=1e-3, rtol=1e-3)
     # and moved as any module is
     moved = make(kind, space, torch.float32).to(device).double()
     assert moved.dtype == torch.float64
-    torch.testing.assert_close(
-        moved.log_prob(x), double.log_prob(x), atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(moved.log_prob(x), double.log_prob(x), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(moved.float().log_prob(x.float()), log_prob)
 
 
@@ -509,9 +498,7 @@ def test_gradients_reach_the_points(kind, space):
     v = vectors(space, x)
     _, slope = torch.func.jvp(distribution.log_prob, (x,), (v,))
     step = 1e-5
-    ends = [
-        distribution.log_prob(geometry.exp(space, s * v, x)) for s in (step, -step)
-    ]
+    ends = [distribution.log_prob(geometry.exp(space, s * v, x)) for s in (step, -step)]
     expected = (ends[0] - ends[1]) / (2 * step)
     torch.testing.assert_close(slope, expected, atol=1e-5, rtol=1e-5)
     y = x.clone().requires_grad_()
@@ -536,9 +523,7 @@ def test_log_prob_follows_a_change_of_metric(space):
     x = points(space, 5)
     fallen = space.dim * math.log(2)
     law = make("kernels", space).kernels
-    again = kernel_density.KernelMixture(
-        scaled, law.centers, 2 * law.bandwidths, law.weights
-    )
+    again = kernel_density.KernelMixture(scaled, law.centers, 2 * law.bandwidths, law.weights)
     torch.testing.assert_close(again.log_prob(x), law.log_prob(x) - fallen)
     law = make("wrapped normal", space)
     again = gf.WrappedNormal(scaled, law.mean, 2 * law.scale)

@@ -83,9 +83,7 @@ def _on_euclidean(degree, seed):
 
 def _on_product(factors, scales, degree, seed):
     """A product of eigenfunctions; a metric c g divides eigenvalues by c."""
-    terms = [
-        eigenfunction(f, max(1, degree - i), seed + i) for i, f in enumerate(factors)
-    ]
+    terms = [eigenfunction(f, max(1, degree - i), seed + i) for i, f in enumerate(factors)]
     sizes = [math.prod(factor.shape) for factor in factors]
 
     def function(x):
@@ -301,9 +299,7 @@ def test_only_values_on_the_space_matter(space):
         normal = other - geometry.to_tangent(space, other, y)
         return stretch.reshape(-1, *[1] * len(space.shape)) * field(y) + normal
 
-    assert_close(
-        gf.divergence(space, extended, x), gf.divergence(space, field, x), 100.0
-    )
+    assert_close(gf.divergence(space, extended, x), gf.divergence(space, field, x), 100.0)
 
 
 @spaces()
@@ -339,9 +335,7 @@ def test_divergence_is_the_change_of_log_volume(space):
         ).movedim(-1, 0)
         volume.append(0.5 * torch.linalg.slogdet(gram)[1])
     change = (volume[0] - volume[1]) / (2 * step)
-    torch.testing.assert_close(
-        gf.divergence(space, field, x), change, atol=1e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(gf.divergence(space, field, x), change, atol=1e-4, rtol=1e-4)
 
 
 # Stokes -------------------------------------------------------------------------------
@@ -365,9 +359,7 @@ def _grid(name):
         nodes = torch.cat([flat, z], dim=-1).reshape(-1, 3)
         return nodes, (weight / 128).repeat_interleave(64)
     circle = _circle(48)
-    nodes = torch.stack(
-        [circle.repeat_interleave(48, 0), circle.repeat(48, 1)], dim=1
-    )
+    nodes = torch.stack([circle.repeat_interleave(48, 0), circle.repeat(48, 1)], dim=1)
     return nodes, torch.full((48**2,), 48.0**-2, dtype=torch.float64)
 
 
@@ -450,9 +442,7 @@ def test_strides_of_the_points_do_not_matter(space, method):
 def test_more_probes_have_less_variance(space):
     field, x = Field(space), points(space, 2)[:1]
     x = x.repeat(2000, *[1] * len(space.shape))
-    one, nine = (
-        gf.divergence(space, field, x, "hutchinson", k).var() for k in (1, 9)
-    )
+    one, nine = (gf.divergence(space, field, x, "hutchinson", k).var() for k in (1, 9))
     assert 6 < one / nine < 13
 
 
@@ -462,9 +452,7 @@ def test_hutchinson_follows_its_generator_alone(space):
 
     def estimate(seed):
         return rng_untouched(
-            lambda: gf.divergence(
-                space, field, x, "hutchinson", generator=_generator(seed)
-            )
+            lambda: gf.divergence(space, field, x, "hutchinson", generator=_generator(seed))
         )
 
     assert torch.equal(estimate(1), estimate(1))

@@ -210,9 +210,7 @@ def test_unregister_and_register(registered):
     for _ in range(2):
         gf.register()
         assert Manifold.equip_with_distribution is gf.equip_with_distribution
-    assert isinstance(
-        space.equip_with_distribution("uniform").distribution, gf.Uniform
-    )
+    assert isinstance(space.equip_with_distribution("uniform").distribution, gf.Uniform)
 
 
 _SCRIPT = """

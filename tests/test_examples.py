@@ -50,17 +50,14 @@ def test_cities(tmp_path):
     check_picture(tmp_path / "cities.png")
 
 
-@pytest.mark.skipif(
-    not (DATA / "earth").is_dir(), reason="no Earth data; set GEOFLOW_DATA"
-)
+@pytest.mark.skipif(not (DATA / "earth").is_dir(), reason="no Earth data; set GEOFLOW_DATA")
 def test_earth(tmp_path):
     options = ["--name", "volcano", "--steps", "2"]
     result = run(tmp_path, "earth.py", *options, data=DATA)
     assert result.returncode == 0, result.stderr
     number = r"(-?\d+\.\d+)"
     row = rf"^(\w+) +{number} ± {number} +{number} ± {number}"
-    rows = {name: map(float, values) for name, *values in
-            re.findall(row, result.stdout, re.M)}
+    rows = {name: map(float, values) for name, *values in re.findall(row, result.stdout, re.M)}
     assert list(rows) == ["Uniform", "KernelDensity", "MoserFlow", "Mixture"]
     for _, _, integral, error in rows.values():
         assert abs(integral - 1) < 1e-2 + 3 * error

@@ -40,9 +40,7 @@ def as_numpy(*tensors):
 def assert_like(actual, expected, atol=1e-9):
     """A tensor of ours equals an array of geomstats', up to its batch quirks."""
     expected = torch.tensor(np.asarray(expected)).to(actual)
-    torch.testing.assert_close(
-        actual, expected.reshape(actual.shape), atol=atol, rtol=atol
-    )
+    torch.testing.assert_close(actual, expected.reshape(actual.shape), atol=atol, rtol=atol)
 
 
 # The flat tangent geometry ------------------------------------------------------------
@@ -121,9 +119,7 @@ def test_tangent_basis_is_orthonormal_and_tangent(space, device):
     eye = torch.eye(space.dim, dtype=x.dtype, device=device).expand(6, -1, -1)
     torch.testing.assert_close(flat @ flat.mT, eye, atol=1e-12, rtol=0)
     for e in basis.unbind(1):
-        torch.testing.assert_close(
-            geometry.to_tangent(space, e, x), e, atol=1e-12, rtol=0
-        )
+        torch.testing.assert_close(geometry.to_tangent(space, e, x), e, atol=1e-12, rtol=0)
         assert np.all(space.is_tangent(*as_numpy(e, x), atol=1e-9))
 
 
@@ -225,9 +221,7 @@ def test_exp_undoes_log(space, device):
     x = points(space, 50, device=device)
     y = points(space, 50, device=device)
     v = geometry.log(space, y, x)
-    torch.testing.assert_close(
-        geometry.to_tangent(space, v, x), v, atol=1e-10, rtol=1e-9
-    )
+    torch.testing.assert_close(geometry.to_tangent(space, v, x), v, atol=1e-10, rtol=1e-9)
     assert geometry.belongs(space, geometry.exp(space, v, x), atol=1e-9).all()
     torch.testing.assert_close(geometry.exp(space, v, x), y, atol=1e-8, rtol=0)
     torch.testing.assert_close(
@@ -406,9 +400,7 @@ def _ball_volume(space, center, radius, n):
         return geometry.exp(space, (w @ frame).reshape(center.shape), center)
 
     eye = torch.eye(space.dim, dtype=torch.float64)
-    columns = [
-        torch.func.jvp(point, (weight,), (e.expand_as(weight),))[1] for e in eye
-    ]
+    columns = [torch.func.jvp(point, (weight,), (e.expand_as(weight),))[1] for e in eye]
     foot = point(weight)
     pairs = [
         torch.stack([geometry.inner_product(space, a, b, foot) for b in columns], -1)
@@ -533,17 +525,13 @@ def test_draws_follow_their_generator_alone(space):
     width = torch.full((5,), 0.4, dtype=torch.float64)
     draws = {
         "random_kernel": lambda g: geometry.random_kernel(space, center, width, g),
-        "random_tangent_normal": lambda g: geometry.random_tangent_normal(
-            space, center, g
-        ),
+        "random_tangent_normal": lambda g: geometry.random_tangent_normal(space, center, g),
     }
     if space.name != "R3":
         draws["random_uniform"] = lambda g: geometry.random_uniform(
             space, 5, g, dtype=torch.float64
         )
-        draws["quasi_uniform"] = lambda g: geometry.quasi_uniform(
-            space, 5, g.initial_seed()
-        )
+        draws["quasi_uniform"] = lambda g: geometry.quasi_uniform(space, 5, g.initial_seed())
     for name, draw in draws.items():
         x, again, other = (
             rng_untouched(lambda s=s, d=draw: d(torch.Generator().manual_seed(s)))
@@ -690,9 +678,7 @@ _INTEGRALS = {
         math.sqrt(2) * _integral_S1(h) * _integral_S1(h / math.sqrt(2))
     ),
     "S2 doubled": lambda h: 2 * _integral_S2(h / math.sqrt(2)),
-    "R3": lambda h: (
-        torch.tensor(h * math.sqrt(2 * PI), dtype=torch.float64) ** 3
-    ),
+    "R3": lambda h: torch.tensor(h * math.sqrt(2 * PI), dtype=torch.float64) ** 3,
 }
 
 
@@ -704,9 +690,7 @@ def test_kernel_normalizer_by_quadrature(space):
     torch.testing.assert_close(ours, expected, atol=1e-9, rtol=0)
     # the same for any shape of bandwidths, and another dtype
     square = geometry.log_kernel_normalizer(space, widths.reshape(2, 3).float())
-    torch.testing.assert_close(
-        square, ours.reshape(2, 3).float(), atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(square, ours.reshape(2, 3).float(), atol=1e-5, rtol=1e-5)
 
 
 @compact_spaces

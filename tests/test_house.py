@@ -11,7 +11,6 @@ PACKAGE = Path(__file__).parent.parent / "geoflow_plugin"
 LEVELS = {
     "geometry": 0,
     "training": 0,
-    "charges": 0,
     "spaces": 1,
     "calculus": 1,
     "networks": 2,

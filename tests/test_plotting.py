@@ -83,8 +83,11 @@ def test_colours_are_the_log_density_where_they_stand():
         rtol=0,
     )
     longitude, latitude = math.pi / 40, -math.pi / 40  # cell 20 along, 9 up
-    point = [math.cos(latitude) * math.cos(longitude),
-             math.cos(latitude) * math.sin(longitude), math.sin(latitude)]
+    point = [
+        math.cos(latitude) * math.cos(longitude),
+        math.cos(latitude) * math.sin(longitude),
+        math.sin(latitude),
+    ]
     expected = density.log_prob(torch.tensor([point]))
     assert values[9, 20] == pytest.approx(float(expected), abs=1e-5)
 

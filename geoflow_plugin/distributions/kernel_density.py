@@ -198,7 +198,7 @@ class KernelDensity(Distribution):
 
     def _grid(self, X):
         spread = self._spread(X)
-        widest = 2 * max(spread, 1e-3) / math.sqrt(self.space.dim)
+        widest = 2 * max(spread, 1e-3) / math.sqrt(geometry.dim(self.space))
         # narrower kernels than this would be rounded away in the points themselves
         narrowest = max(512 * torch.finfo(X.dtype).eps, 1e-5) * widest
         steps = int(math.log2(widest / narrowest)) + 1

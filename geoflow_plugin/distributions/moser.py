@@ -49,7 +49,8 @@ class MoserFlow(Flow):
         first, to which the first ``fit`` gives the mean and spread of the data.
     field : nn.Module, optional
         Points (n, *space.shape) to ambient vectors of that shape; their tangential part
-        is w. Default: a ``SourceField``, which ``fit`` places on the data, over a
+        is w. Where several arrays name one point, it sees ``geometry.embed(space, x)``
+        and returns vectors there. Default: a ``SourceField``, which ``fit`` places on the data, over a
         ``FourierField``.
     floor : float
         The positive part rho leaves 1 - A w alone above ``floor`` and tends to zero
@@ -69,7 +70,6 @@ class MoserFlow(Flow):
     """
 
     def __init__(self, space, base=None, field=None, *, floor=1e-2, normalizer_tolerance=2e-4):
-        geometry.check_fields(space)
         if base is not None:
             check_component(space, base, "base")
             if geometry.interpolation(space) is not None and not isinstance(base, Uniform):
@@ -96,7 +96,8 @@ class MoserFlow(Flow):
             base = law(space, dtype=dtype)
         self.base = base
         if field is None:
-            background = FourierField(space.shape, dtype=dtype)
+            image = geometry.embed(space, geometry.origin(space)[None])
+            background = FourierField(image.shape[1:], dtype=dtype)
             field = SourceField(space, background=background, dtype=dtype)
         self.field = field
         self.floor = float(floor)
@@ -108,7 +109,6 @@ class MoserFlow(Flow):
     def supports(cls, space):
         """Whether fields and a default base can be put on the space."""
         try:
-            geometry.check_fields(space)
             base = Uniform if geometry.is_compact(space) else WrappedNormal
         except (TypeError, AttributeError):
             return False
@@ -400,6 +400,8 @@ class MoserFlow(Flow):
     def _has_chord_kernels(self):
         """Whether kernels fall with the distance in the array, as sources do."""
         x = self._nodes(0)[0][:2]
+        if geometry.embed(self.space, x) is not x:
+            return False
         try:
             geometry.metric_scale(self.space)
             geometry.log_kernel_normalizer(self.space, x.new_ones(1))

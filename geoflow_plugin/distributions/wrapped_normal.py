@@ -89,7 +89,7 @@ class WrappedNormal(Distribution):
             squared = geometry.dist(self.space, X, mean.expand_as(X)).square()
         except UnsupportedError:
             squared, _ = geometry.kernel_separation(self.space, X, mean[None])
-        scale = math.sqrt(float(squared.mean()) / self.space.dim)
+        scale = math.sqrt(float(squared.mean()) / geometry.dim(self.space))
         if not scale > 0:
             raise ValueError("X: expected two different points at least, got one.")
         self.mean.copy_(mean)

@@ -2,17 +2,7 @@
 
 import torch
 
-from geoflow_plugin.geometry.dispatch import open_function
 from geoflow_plugin.geometry.tangent import constraint_residual, is_compact
-
-
-@open_function
-def check_fields(space):
-    """Refuse a space on which functions of the array are not continuous, with TypeError.
-
-    Where one point has two arrays, the flux of a field leaks out between them, and laws
-    that rest on Stokes' theorem are not normalised.
-    """
 
 
 def belongs(space, point, atol=None):

@@ -9,6 +9,7 @@ from geoflow_plugin.geometry.tangent import (
     _constant,
     _isometric_model,
     _push_basis,
+    dim,
     exp,
     gram,
     is_compact,
@@ -26,7 +27,7 @@ from geoflow_plugin.geometry.tangent import (
 def log_volume(space):
     """Log of the total Riemannian volume of a compact space, a float."""
     found = _required_model(space, "log_volume", isometric=True)
-    return log_volume(found.space) + 0.5 * space.dim * math.log(outer_scale(space))
+    return log_volume(found.space) + 0.5 * dim(space) * math.log(outer_scale(space))
 
 
 @open_function
@@ -53,7 +54,7 @@ def model_log_volume(space, point):
     """Log of the volume of a space's ``model`` over its own at points, shape (...,)."""
     found = _required_model(space, "model_log_volume")
     if found.isometric:
-        value = -0.5 * space.dim * math.log(outer_scale(space))
+        value = -0.5 * dim(space) * math.log(outer_scale(space))
         batch = point.shape[: point.ndim - len(space.shape)]
         return torch.full(batch, value, dtype=point.dtype, device=point.device)
     basis = tangent_basis(space, point)
@@ -143,7 +144,7 @@ def random_tangent_normal(space, base_point, generator=None):
     axis = base_point.ndim - len(space.shape)
     weight = torch.randn(
         *base_point.shape[:axis],
-        space.dim,
+        dim(space),
         generator=generator,
         device=base_point.device,
         dtype=base_point.dtype,

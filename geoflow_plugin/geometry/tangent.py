@@ -60,6 +60,29 @@ def is_compact(space):
 # The flat tangent geometry of a point's array ---------------------------------------
 
 
+@open_function
+def dim(space):
+    """Dimension of the space; its own ``dim`` unless geomstats has that wrong."""
+    return space.dim
+
+
+@open_function
+def is_euclidean(space):
+    """Whether every array is a point and the metric a constant times Frobenius."""
+    return False
+
+
+@open_function
+def embed(space, point):
+    """Points as fields and potentials see them: (n, *space.shape) to (n, *shape).
+
+    The array itself, unless several arrays name one point (quotients, coordinates with a
+    seam), so that functions of the array need not be functions on the space: then the
+    image under a smooth embedding of the space, which tells points apart and not arrays.
+    """
+    return point
+
+
 @required_function
 def projection(space, point):
     """Nearest point of the space, shape (..., *space.shape)."""
@@ -192,7 +215,7 @@ def log_volume_element(space, point):
         root = torch.linalg.cholesky(gram(space, point))
         return root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
     batch = point.shape[: point.ndim - len(space.shape)]
-    value = 0.5 * math.log(scale) * space.dim
+    value = 0.5 * math.log(scale) * dim(space)
     return torch.full(batch, value, dtype=point.dtype, device=point.device)
 
 

@@ -36,8 +36,9 @@ class Chart(Flow):
         """Coordinates (n, dim) to points (n, *space.shape) and log |det|, (n,)."""
         if not isinstance(z, torch.Tensor) or not z.is_floating_point():
             raise TypeError(f"z: expected a floating-point tensor, got {z!r}.")
-        if z.ndim != 2 or z.shape[1] != self.space.dim:
-            raise ValueError(f"z: expected shape (n, {self.space.dim}), got {tuple(z.shape)}.")
+        if z.ndim != 2 or z.shape[1] != geometry.dim(self.space):
+            dim = geometry.dim(self.space)
+            raise ValueError(f"z: expected shape (n, {dim}), got {tuple(z.shape)}.")
         try:
             finite = torch.compiler.is_compiling() or bool(z.detach().isfinite().all())
         except RuntimeError:  # under vmap values cannot be looked at

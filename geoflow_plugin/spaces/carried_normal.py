@@ -32,7 +32,7 @@ def register_carried_normal(where, separation, carry):
 
     @geometry.log_kernel_normalizer.register(*where)
     def _(space, bandwidth):
-        return space.dim * (0.5 * math.log(2 * math.pi) + bandwidth.log())
+        return geometry.dim(space) * (0.5 * math.log(2 * math.pi) + bandwidth.log())
 
     @geometry.random_wrapped_normal.register(*where)
     @geometry.random_kernel.register(*where)

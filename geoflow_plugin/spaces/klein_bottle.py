@@ -1,7 +1,7 @@
 """The flat Klein bottle: the unit square, (x, y) ~ (x + 1, -y) ~ (x, y + 1).
 
-Two arrays may be one point, which a network of the coordinates cannot know: fields on
-the bottle live on its isometric image in R^7, ``EmbeddedKleinBottle``.
+Two arrays may be one point, which a network of the coordinates cannot know: fields and
+potentials see the isometric image in R^7, a space of its own, ``EmbeddedKleinBottle``.
 """
 
 import math
@@ -58,14 +58,9 @@ def _(space, tangent_vec_a, tangent_vec_b, base_point):
     return geometry.metric_scale(space) * (tangent_vec_a * tangent_vec_b).sum(-1)
 
 
-@geometry.check_fields.register(KleinBottle)
-def _(space):
-    raise UnsupportedError(
-        "space: KleinBottle has several arrays for a point on the edge of its square, and "
-        "a network of the coordinates is no field there. Put the flow on "
-        "geoflow_plugin.spaces.klein_bottle.EmbeddedKleinBottle(), the same bottle in R^7, "
-        "and convert points by embed and unembed of that module."
-    )
+@geometry.embed.register(KleinBottle)
+def _(space, point):
+    return embed(point)
 
 
 @geometry.exp.register(KleinBottle, KleinBottleMetric)

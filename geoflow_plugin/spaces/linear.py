@@ -105,6 +105,14 @@ def _(space):
     return False
 
 
+@geometry.is_euclidean.register(Euclidean)
+@geometry.is_euclidean.register(Matrices)
+@geometry.is_euclidean.register(SquareMatrices)
+def _(space):
+    metric = getattr(space, "metric", None)
+    return metric is None or geometry.frobenius_scale(metric) is not None
+
+
 @geometry.wrapped_normal_log_prob.register(Euclidean)
 def _(space, point, mean, scale):
     squared = _whiten(space, point - mean).square().sum(-1)

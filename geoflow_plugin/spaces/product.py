@@ -127,7 +127,7 @@ def _(space, point):
 @_register(geometry.log_volume_element)
 def _(space, point):
     terms = _combine(space, geometry.log_volume_element, point)
-    return sum(v + 0.5 * f.dim * math.log(scale) for v, f, scale in terms)
+    return sum(v + 0.5 * geometry.dim(f) * math.log(scale) for v, f, scale in terms)
 
 
 @_register(geometry.inner_product)
@@ -153,10 +153,24 @@ def _(space):
     return all([geometry.is_compact(factor) for factor in _bare_factors(space)])
 
 
-@_register(geometry.check_fields)
+@_register(geometry.dim)
 def _(space):
-    for factor in _bare_factors(space):
-        geometry.check_fields(factor)
+    return sum(geometry.dim(factor) for factor in _bare_factors(space))
+
+
+@_register(geometry.is_euclidean)
+def _(space):
+    factors, scales = _factors(space)
+    return len(set(scales)) == 1 and all(geometry.is_euclidean(f) for f in factors)
+
+
+@_register(geometry.embed)
+def _(space, point):
+    parts = _split(space, point)
+    images = [geometry.embed(f, p) for f, p in zip(_bare_factors(space), parts, strict=True)]
+    if all(image is part for image, part in zip(images, parts, strict=True)):
+        return point
+    return torch.cat([image.flatten(1) for image in images], dim=-1)
 
 
 @_register(geometry.interpolation)
@@ -168,7 +182,7 @@ def _(space):
 @_register(geometry.log_volume)
 def _(space):
     return sum(
-        geometry.log_volume(factor) + 0.5 * factor.dim * math.log(scale)
+        geometry.log_volume(factor) + 0.5 * geometry.dim(factor) * math.log(scale)
         for factor, scale in zip(*_factors(space), strict=True)
     )
 
@@ -206,7 +220,7 @@ def _(space, point, mean, scale):
     points, means = _split(space, point), _split(space, mean)
     return sum(
         geometry.wrapped_normal_log_prob(f, p, m, scale / math.sqrt(c))
-        - 0.5 * f.dim * math.log(c)
+        - 0.5 * geometry.dim(f) * math.log(c)
         for f, p, m, c in zip(factors, points, means, scales, strict=True)
     )
 
@@ -251,7 +265,7 @@ def _(space, mean, scale, generator=None):
 def _(space, bandwidth):
     return sum(
         geometry.log_kernel_normalizer(factor, bandwidth / math.sqrt(scale))
-        + 0.5 * factor.dim * math.log(scale)
+        + 0.5 * geometry.dim(factor) * math.log(scale)
         for factor, scale in zip(*_factors(space), strict=True)
     )
 
@@ -276,7 +290,7 @@ def _sum_of_charts(function, space, arrays):
     outputs = [function(f, a) for f, a in zip(factors, arrays, strict=True)]
     sign = 1 if function is geometry.chart_inverse else -1
     log_det = sum(
-        ld + sign * 0.5 * f.dim * math.log(scale)
+        ld + sign * 0.5 * geometry.dim(f) * math.log(scale)
         for (_, ld), f, scale in zip(outputs, factors, scales, strict=True)
     )
     return [value for value, _ in outputs], log_det
@@ -291,6 +305,6 @@ def _(space, point):
 @_register(geometry.chart_inverse)
 def _(space, coordinates):
     factors, _ = _factors(space)
-    parts = coordinates.split([factor.dim for factor in factors], dim=-1)
+    parts = coordinates.split([geometry.dim(factor) for factor in factors], dim=-1)
     points, log_det = _sum_of_charts(geometry.chart_inverse, space, parts)
     return _join(space, points), log_det

@@ -179,7 +179,10 @@ def _(space, point):
 
 for _cls in (PlaneVectors, SpaceVectors):
     register_open_set(_cls)
-    geometry.check_fields.register(_cls)(rotation_vector.refuse_fields)
+
+    @geometry.embed.register(_cls)
+    def _(space, point):
+        return geometry.model(space).to_model(point)
 
     @geometry.projection.register(_cls)
     def _(space, point):

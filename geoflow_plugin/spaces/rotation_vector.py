@@ -3,8 +3,8 @@
 The balls of radius pi are charts of the circle and of the rotation matrices, whole but for
 a null set, and isometric to them: densities, kernels and geodesics are taken there, and so
 are continuous through half turns. A function of the coordinates is not: a vector field
-v -> w(v) jumps from v to -v at half turns, where its flux leaks out, and what rests on
-Stokes' theorem (Moser flows) is refused by ``geometry.check_fields``.
+v -> w(v) jumps from v to -v at half turns, where its flux leaks out. Fields and potentials
+therefore see unit vectors and matrices (``geometry.embed``).
 """
 
 import math
@@ -146,15 +146,9 @@ for _cls in (Angles, RotationVectors):
         return excess_length(point)
 
 
-def refuse_fields(space):
-    """What ``geometry.check_fields`` says of rotations as vectors."""
-    raise UnsupportedError(
-        f"space: vector fields in the coordinates of {type(space).__qualname__} are not "
-        "continuous through half turns, where a rotation has two vectors; use point_type="
-        "'matrix', to which this space is isometric (geometry.model(space).to_model)."
-    )
-
-
 for _cls in (Angles, RotationVectors):
     register_open_set(_cls)
-    geometry.check_fields.register(_cls)(refuse_fields)
+
+    @geometry.embed.register(_cls)
+    def _(space, point):
+        return geometry.model(space).to_model(point)

@@ -1,4 +1,4 @@
-"""Fields: modules from points to ambient vectors, which flows project for themselves."""
+"""A field made of point charges, local where perceptrons are not."""
 
 import math
 
@@ -8,77 +8,9 @@ from torch.func import jvp, vmap
 
 from geoflow_plugin import geometry
 from geoflow_plugin.calculus import value_and_divergence
-from geoflow_plugin.charges import charge_sums
+from geoflow_plugin.networks.charges import charge_sums
 
-__all__ = ["FourierField", "SourceField"]
-
-
-class FourierField(nn.Module):
-    """Multilayer perceptron on random Fourier features of the ambient coordinates.
-
-    The last layer starts at zero, so that a flow starts at its base.
-
-    Parameters
-    ----------
-    shape : tuple of int
-        Shape of a point and of a vector, ``space.shape``.
-    n_features : int
-        Number of frequencies (each gives a sine and a cosine).
-    hidden : int
-        Width of the hidden layers.
-    depth : int
-        Number of hidden layers.
-    max_frequency : float
-        Frequencies are spread logarithmically from 1/2 to this.
-    generator : torch.Generator, optional
-    dtype : torch.dtype, optional
-        Default: torch's default dtype, as for any module.
-    """
-
-    amplitude: torch.Tensor
-
-    def __init__(
-        self,
-        shape,
-        n_features=32,
-        hidden=64,
-        depth=2,
-        max_frequency=8.0,
-        generator=None,
-        dtype=None,
-    ):
-        super().__init__()
-        dtype = dtype or torch.get_default_dtype()
-        self.shape = tuple(shape)
-        size = math.prod(self.shape)
-        scale = torch.logspace(-1, math.log2(max_frequency), n_features, base=2.0, dtype=dtype)
-        direction = torch.randn(n_features, size, generator=generator, dtype=dtype)
-        direction = direction / direction.norm(dim=1, keepdim=True)
-        self.frequency = nn.Parameter(scale[:, None] * direction)
-        # High frequencies have large derivatives; the amplitudes even them out.
-        self.register_buffer("amplitude", 1 / (1 + scale).repeat(2))
-        widths = [2 * n_features, *[hidden] * depth]
-        layers = []
-        for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
-            layers += [_linear(width_in, width_out, generator, dtype), nn.SiLU()]
-        self.hidden = nn.Sequential(*layers)
-        self.out = nn.Linear(widths[-1], size, dtype=dtype)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, x):
-        """Vectors (n, *shape) at points (n, *shape)."""
-        phase = x.flatten(1) @ self.frequency.mT
-        features = torch.cat([phase.sin(), phase.cos()], dim=-1) * self.amplitude
-        return self.out(self.hidden(features)).reshape(x.shape)
-
-
-def _linear(width_in, width_out, generator, dtype):
-    layer = nn.Linear(width_in, width_out, dtype=dtype)
-    with torch.no_grad():
-        layer.weight.normal_(0, 1 / math.sqrt(width_in), generator=generator)
-        layer.bias.zero_()
-    return layer
+__all__ = ["SourceField"]
 
 
 class SourceField(nn.Module):
@@ -125,8 +57,11 @@ class SourceField(nn.Module):
         else:
             shape = (n_sources, *space.shape)
             centers = torch.randn(shape, generator=generator, dtype=dtype)
+            if geometry.embed(space, centers) is not centers:
+                centers = geometry.projection(space, centers)
+        centers = geometry.embed(space, centers)
         self.centers = nn.Parameter(centers)
-        log_width = -math.log(n_sources) / space.dim / self._gain
+        log_width = -math.log(n_sources) / geometry.dim(space) / self._gain
         self.scaled_log_widths = nn.Parameter(torch.full((n_sources,), log_width, dtype=dtype))
         self.scaled_logits = nn.Parameter(torch.zeros(n_sources, dtype=dtype))
         self.scaled_charge = nn.Parameter(torch.zeros((), dtype=dtype))
@@ -148,7 +83,7 @@ class SourceField(nn.Module):
 
     def forward(self, x):
         """Vectors (n, *shape) at points (n, *shape)."""
-        no_basis = x.new_zeros(self.space.dim, 1, 1).expand(-1, *x.flatten(1).shape)
+        no_basis = x.new_zeros(geometry.dim(self.space), 1, 1).expand(-1, *x.flatten(1).shape)
         vector, _ = self._sources(x, no_basis)
         return vector if self.background is None else vector + self.background(x)
 
@@ -194,7 +129,7 @@ class SourceField(nn.Module):
             self.charge * self.shares,
         )
         vector = pull - push.unsqueeze(-1) * point
-        return vector.reshape(x.shape), -self.space.dim * bell
+        return vector.reshape(x.shape), -geometry.dim(self.space) * bell
 
     @torch.no_grad()
     def initialize(self, points, generator=None, n_neighbors=(5, 2, 12, 30)):
@@ -219,13 +154,14 @@ class SourceField(nn.Module):
             Row of ``points`` on which each source stands.
         """
         n, k = len(points), len(self.centers)
+        images = geometry.embed(self.space, points)
         order = torch.randperm(n, generator=generator).to(points.device)
         used = order[:k]
-        width = _neighbor_distances(points[used], points, n_neighbors)
+        width = _neighbor_distances(images[used], images, n_neighbors)
         source = torch.arange(k, device=points.device)
         row, scale = source % len(used), (source // len(used)) % len(n_neighbors)
         anchors = used[row]
-        self.centers.copy_(points[anchors])
+        self.centers.copy_(images[anchors])
         self.scaled_logits.zero_()
         self.scaled_charge.fill_(1 / self._gain)
         log_width = width[row, scale].log() / self._gain
@@ -268,8 +204,10 @@ class SourceField(nn.Module):
         -------
         own_ratio : torch.Tensor, shape=(n_sources,)
         """
-        dim, square = self.space.dim, self.widths.square()
-        squared = (points - self.centers).flatten(1).square().sum(-1)
+        dim, square = geometry.dim(self.space), self.widths.square()
+        squared = (
+            (geometry.embed(self.space, points) - self.centers).flatten(1).square().sum(-1)
+        )
         bell = dim * square * (squared + square) ** (-dim / 2 - 1)
         return self.charge * self.shares * bell
 

@@ -1,0 +1,76 @@
+"""Fields of any space: perceptrons from points to ambient vectors."""
+
+import math
+
+import torch
+from torch import nn
+
+__all__ = ["FourierField"]
+
+
+class FourierField(nn.Module):
+    """Multilayer perceptron on random Fourier features of the ambient coordinates.
+
+    The last layer starts at zero, so that a flow starts at its base.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of a point and of a vector, ``space.shape``.
+    n_features : int
+        Number of frequencies (each gives a sine and a cosine).
+    hidden : int
+        Width of the hidden layers.
+    depth : int
+        Number of hidden layers.
+    max_frequency : float
+        Frequencies are spread logarithmically from 1/2 to this.
+    generator : torch.Generator, optional
+    dtype : torch.dtype, optional
+        Default: torch's default dtype, as for any module.
+    """
+
+    amplitude: torch.Tensor
+
+    def __init__(
+        self,
+        shape,
+        n_features=32,
+        hidden=64,
+        depth=2,
+        max_frequency=8.0,
+        generator=None,
+        dtype=None,
+    ):
+        super().__init__()
+        dtype = dtype or torch.get_default_dtype()
+        self.shape = tuple(shape)
+        size = math.prod(self.shape)
+        scale = torch.logspace(-1, math.log2(max_frequency), n_features, base=2.0, dtype=dtype)
+        direction = torch.randn(n_features, size, generator=generator, dtype=dtype)
+        direction = direction / direction.norm(dim=1, keepdim=True)
+        self.frequency = nn.Parameter(scale[:, None] * direction)
+        # High frequencies have large derivatives; the amplitudes even them out.
+        self.register_buffer("amplitude", 1 / (1 + scale).repeat(2))
+        widths = [2 * n_features, *[hidden] * depth]
+        layers = []
+        for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+            layers += [_linear(width_in, width_out, generator, dtype), nn.SiLU()]
+        self.hidden = nn.Sequential(*layers)
+        self.out = nn.Linear(widths[-1], size, dtype=dtype)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x):
+        """Vectors (n, *shape) at points (n, *shape)."""
+        phase = x.flatten(1) @ self.frequency.mT
+        features = torch.cat([phase.sin(), phase.cos()], dim=-1) * self.amplitude
+        return self.out(self.hidden(features)).reshape(x.shape)
+
+
+def _linear(width_in, width_out, generator, dtype):
+    layer = nn.Linear(width_in, width_out, dtype=dtype)
+    with torch.no_grad():
+        layer.weight.normal_(0, 1 / math.sqrt(width_in), generator=generator)
+        layer.bias.zero_()
+    return layer

@@ -50,8 +50,8 @@ class MoserFlow(Flow):
     field : nn.Module, optional
         Points (n, *space.shape) to ambient vectors of that shape; their tangential part
         is w. Where several arrays name one point, it sees ``geometry.embed(space, x)``
-        and returns vectors there. Default: a ``SourceField``, which ``fit`` places on the data, over a
-        ``FourierField``.
+        and returns vectors there. Default: a ``SourceField``, which ``fit`` places on
+        the data, over a ``FourierField``.
     floor : float
         The positive part rho leaves 1 - A w alone above ``floor`` and tends to zero
         below it: rho(r) = floor^2 / (2 floor - r).

@@ -11,7 +11,6 @@ from geomstats.geometry.hypersphere import Hypersphere
 from geomstats.geometry.klein_bottle import KleinBottle, KleinBottleMetric
 
 from geoflow_plugin import geometry
-from geoflow_plugin.geometry.dispatch import UnsupportedError
 
 geometry.frobenius_scale.register(KleinBottleMetric)(lambda metric: 1.0)
 

@@ -8,7 +8,6 @@ from geoflow_plugin import datasets, geometry, layers, networks, spaces, testing
 from geoflow_plugin.calculus import divergence, gradient, laplacian
 from geoflow_plugin.diagnostics import check_invertibility, check_normalization
 from geoflow_plugin.distributions.base import Distribution, Flow
-from geoflow_plugin.distributions.carried import Carried
 from geoflow_plugin.distributions.kernel_density import KernelDensity
 from geoflow_plugin.distributions.mixture import Mixture
 from geoflow_plugin.distributions.moser import MoserFlow
@@ -25,7 +24,6 @@ from geoflow_plugin.equip import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "Carried",
     "Distribution",
     "Flow",
     "KernelDensity",

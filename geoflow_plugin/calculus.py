@@ -45,40 +45,50 @@ def value_and_divergence(space, field, points, method="exact", n_probes=1, gener
     ValueError
         Unknown method, or a field of another shape than its points.
     """
-    if geometry.embed(space, points) is not points:
-        field = _pulled_back(space, field)
-    return _value_and_divergence(space, field, points, method, n_probes, generator)
+    seen = _Seen if geometry.embed(space, points) is not points else _Array
+    return _value_and_divergence(space, field, points, method, n_probes, generator, seen)
 
 
-def _value_and_divergence(space, field, points, method, n_probes, generator):
-    """The same for a field of arrays, whatever ``geometry.embed`` says."""
+def _value_and_divergence(space, field, points, method, n_probes, generator, seen):
     points = points.contiguous()  # forward mode cannot take expanded tensors
     interpolate = geometry.interpolation(space)
     if interpolate is not None:  # exact, and cheaper than any probe
         return interpolate(lambda x: _vectors(field, x), points)
     directions = _directions(space, points, method, n_probes, generator)
-    n_axes = len(space.shape)
     if method == "exact" and hasattr(field, "value_and_trace"):
-        tangent_vec, total = _from_trace(space, field, points, directions)
-        return tangent_vec, total + _volume_term(space, points, tangent_vec)
+        # of the products, what the field adds is known, and what projecting it adds cheap
+        image, basis = seen.frame(space, points, directions)
+        vector, total = field.value_and_trace(image, basis)
 
-    def tangent_field(x):
-        tangent_vec = geometry.to_tangent(space, _vectors(field, x), x)
+        def tangent_field(x):
+            return seen.tangent(space, vector, x)
+
+    else:
+        total = 0.0
+
+        def tangent_field(x):
+            return seen.tangent(space, _vectors(field, seen.image(space, x)), x)
+
+    products, tangent_vec = _products(tangent_field, points, directions, len(space.shape))
+    total = total + (products.mean(0) if method == "hutchinson" else products.sum(0))
+    return tangent_vec, total + _volume_term(space, points, tangent_vec)
+
+
+def _products(tangent_field, points, directions, n_axes):
+    """Vectors at points, and <v, D_v field> in each of the directions (k, n, *shape)."""
+
+    def with_value(x):
+        tangent_vec = tangent_field(x)
         return tangent_vec, tangent_vec
 
     def along(direction):
         _, change, tangent_vec = jvp(  # type: ignore[misc]
-            tangent_field, (points,), (direction,), has_aux=True
+            with_value, (points,), (direction,), has_aux=True
         )
         return (direction * change).flatten(-n_axes).sum(-1), tangent_vec
 
     # The basis is batched, the points are not: they go through the field once.
-    products, tangent_vec = vmap(
-        along,
-        out_dims=(0, None),  # type: ignore[arg-type]
-    )(directions)
-    total = products.mean(0) if method == "hutchinson" else products.sum(0)
-    return tangent_vec, total + _volume_term(space, points, tangent_vec)
+    return vmap(along, out_dims=(0, None))(directions)  # type: ignore[arg-type]
 
 
 def divergence(space, field, points, method="exact", n_probes=1, generator=None):
@@ -158,6 +168,7 @@ def laplacian(space, potential, points, method="exact", n_probes=1, generator=No
         method,
         n_probes,
         generator,
+        _Array,
     )[1]
 
 
@@ -170,41 +181,52 @@ def _vectors(field, x):
     return vector
 
 
-def _pulled_back(space, field):
-    """The field of arrays whose images under ``geometry.embed`` a field projects to."""
+class _Array:
+    """A field of points as they are: its vectors are projected on tangent spaces."""
 
-    def vectors(x):
+    @staticmethod
+    def image(space, x):
+        return x
+
+    @staticmethod
+    def tangent(space, vector, x):
+        return geometry.to_tangent(space, vector, x)
+
+    @staticmethod
+    def frame(space, x, basis):
+        return x, basis
+
+
+class _Seen:
+    """A field of images under ``geometry.embed``: projected there, and pulled back."""
+
+    @staticmethod
+    def image(space, x):
+        return geometry.embed(space, x)
+
+    @staticmethod
+    def tangent(space, vector, x):
         basis = geometry.tangent_basis(space, x).movedim(1, 0).contiguous()
-        image, pushed = vmap(
-            lambda direction: jvp(lambda p: geometry.embed(space, p), (x,), (direction,)),
-            out_dims=(None, 0),  # type: ignore[arg-type]
-        )(basis)
-        pushed = pushed.flatten(2).movedim(0, 1)
-        weight = pushed @ _vectors(field, image).flatten(1).unsqueeze(-1)
+        _, pushed = _push(space, x, basis)
+        weight = pushed @ vector.flatten(1).unsqueeze(-1)
         weight = torch.linalg.inv(pushed @ pushed.mT) @ weight
         return (weight.mT @ basis.flatten(2).movedim(0, 1)).reshape(x.shape)
 
-    return vectors
+    @staticmethod
+    def frame(space, x, basis):
+        image, pushed = _push(space, x, basis)
+        root = torch.linalg.cholesky(pushed @ pushed.mT)
+        frame = torch.linalg.solve_triangular(root, pushed, upper=False)
+        return image, frame.movedim(1, 0).reshape(len(basis), *image.shape)
 
 
-def _from_trace(space, field, points, basis):
-    """Divergence of a field that knows sum_i <e_i, Dw e_i> in closed form.
-
-    Projecting it adds the derivative of the projector, which is cheap.
-    """
-    vector, trace = field.value_and_trace(points, basis)
-
-    def turning(direction):
-        tangent_vec, change = jvp(  # type: ignore[misc]
-            lambda x: geometry.to_tangent(space, vector, x), (points,), (direction,)
-        )
-        return (direction * change).flatten(-len(space.shape)).sum(-1), tangent_vec
-
-    products, tangent_vec = vmap(
-        turning,
-        out_dims=(0, None),  # type: ignore[arg-type]
+def _push(space, x, basis):
+    """Images of points, and of a basis at them as rows, (n, dim, size)."""
+    image, pushed = vmap(
+        lambda direction: jvp(lambda p: geometry.embed(space, p), (x,), (direction,)),
+        out_dims=(None, 0),  # type: ignore[arg-type]
     )(basis)
-    return tangent_vec, trace + products.sum(0)
+    return image, pushed.flatten(2).movedim(0, 1)
 
 
 def _directions(space, points, method, n_probes, generator):

@@ -11,7 +11,13 @@ from torch.func import jvp, vjp, vmap
 
 from geoflow_plugin import geometry
 
-__all__ = ["divergence", "gradient", "laplacian", "value_and_divergence"]
+__all__ = [
+    "divergence",
+    "gradient",
+    "gradient_and_laplacian",
+    "laplacian",
+    "value_and_divergence",
+]
 
 
 def value_and_divergence(space, field, points, method="exact", n_probes=1, generator=None):
@@ -161,15 +167,63 @@ def laplacian(space, potential, points, method="exact", n_probes=1, generator=No
     laplacian : torch.Tensor, shape=(n,)
     """
     geometry.check_points(space, points, name="points")
-    return _value_and_divergence(
-        space,
-        lambda x: _gradient(space, potential, x),
-        points,
-        method,
-        n_probes,
-        generator,
-        _Array,
-    )[1]
+    return _divergence_of_gradient(space, potential, points, method, n_probes, generator)[1]
+
+
+def _divergence_of_gradient(space, potential, points, *how):
+    def field(x):
+        return _gradient(space, potential, x)
+
+    # without a graph, torch takes first derivatives by kernels that have none (SiLU's)
+    with torch.enable_grad():
+        values = _value_and_divergence(space, field, points, *how, _Array)
+    if torch.is_grad_enabled() or is_transformed():
+        return values
+    return tuple(value.detach() for value in values)
+
+
+def is_transformed():
+    """Whether a transform of torch.func is at work."""
+    return torch._C._functorch.maybe_current_level() is not None
+
+
+def gradient_and_laplacian(space, potential, points):
+    """Riemannian gradient and Laplace-Beltrami operator of a scalar, in one pass.
+
+    Like ``value_and_divergence`` this looks at no values.
+
+    Parameters
+    ----------
+    space : geomstats Manifold
+    potential : callable
+        As for ``gradient``. A method ``gradient_and_trace(points, basis)``, which returns
+        the ambient gradient and the sum of <e_i, Hess e_i> over a basis (dim, n,
+        *space.shape), None for that of the array, is used where the metric is a
+        constant times the Frobenius product.
+    points : torch.Tensor, shape=(n, *space.shape)
+
+    Returns
+    -------
+    gradient : torch.Tensor, shape=(n, *space.shape)
+    laplacian : torch.Tensor, shape=(n,)
+    """
+    if hasattr(potential, "gradient_and_trace") and geometry.embed(space, points) is points:
+        if geometry.is_euclidean(space):
+            value, trace = potential.gradient_and_trace(points)
+            scale = geometry.metric_scale(space)
+            return value / scale, trace / scale
+        scale = geometry.constant_scale(space)
+        if scale is not None:
+            value, trace = value_and_divergence(space, _GradientField(potential), points)
+            return value / scale, trace / scale
+    return _divergence_of_gradient(space, potential, points, "exact", 1, None)
+
+
+class _GradientField:
+    """The ambient gradient of a potential that knows it, as a field."""
+
+    def __init__(self, potential):
+        self.value_and_trace = potential.gradient_and_trace
 
 
 def _vectors(field, x):

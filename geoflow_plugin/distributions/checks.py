@@ -6,6 +6,7 @@ import torch
 from geoflow_plugin import geometry
 
 __all__ = [
+    "as_context",
     "as_device",
     "as_numbers",
     "as_points",
@@ -62,6 +63,23 @@ def as_points(space, x, name="X"):
         x = torch.as_tensor(np.array(x, copy=True))
     geometry.check_points(space, x, name)
     return x.detach()
+
+
+def as_context(context, n, device, dtype):
+    """Checked tensor (n, k) of what points are conditioned on, converted."""
+    numbers = as_numbers(context, "context", dtype) if not _has_graph(context) else context
+    if numbers.ndim != 2 or len(numbers) != n:
+        raise ValueError(
+            f"context: expected shape ({n}, k), a row for each point, got "
+            f"{tuple(numbers.shape)}."
+        )
+    if not bool(numbers.detach().isfinite().all()):
+        raise ValueError("context: expected finite numbers, got NaN or infinity.")
+    return numbers.to(device, dtype)
+
+
+def _has_graph(x):
+    return isinstance(x, torch.Tensor) and x.requires_grad
 
 
 def check_fit_options(max_steps, batch_size, learning_rate, patience, seed):

@@ -8,7 +8,6 @@ above ``floor``, and Z = 1 + E_nu[rho(r) - r], whose integrand vanishes wherever
 model was positive to begin with.
 """
 
-import hashlib
 import math
 
 import torch
@@ -17,24 +16,21 @@ from geoflow_plugin import geometry
 from geoflow_plugin.calculus import value_and_divergence
 from geoflow_plugin.distributions.base import (
     Distribution,
-    Flow,
     sample_from,
     score,
     seeded_sample,
 )
 from geoflow_plugin.distributions.checks import check_component
+from geoflow_plugin.distributions.flow import Flow, dtype_of
 from geoflow_plugin.distributions.kernel_density import KernelMixture
 from geoflow_plugin.distributions.mixture import Mixture
+from geoflow_plugin.distributions.normalizer import CHUNK, Normalizer, in_parts
 from geoflow_plugin.distributions.rejection import rejection_sample
 from geoflow_plugin.distributions.uniform import Uniform
-from geoflow_plugin.distributions.wrapped_normal import WrappedNormal
 from geoflow_plugin.layers.moser_transport import MoserTransport
 from geoflow_plugin.networks import FourierField, SourceField
 
 __all__ = ["MoserFlow"]
-
-_REPLICATES = 8  # independent node sets, whose scatter is the normaliser's error
-_CHUNK = 4096  # points whose divergence is taken at a time
 
 
 class MoserFlow(Flow):
@@ -88,13 +84,9 @@ class MoserFlow(Flow):
         }.items():
             if not isinstance(value, (int, float)) or not 0 < value < 1:
                 raise ValueError(f"{name}: expected a number in (0, 1), got {value!r}.")
-        dtype = _dtype_of(field) or _dtype_of(base) or torch.get_default_dtype()
+        dtype = dtype_of(field) or dtype_of(base) or torch.get_default_dtype()
         super().__init__(space, dtype)
-        self._places_base = base is None and not geometry.is_compact(space)
-        if base is None:
-            law = WrappedNormal if self._places_base else Uniform
-            base = law(space, dtype=dtype)
-        self.base = base
+        self._take_base(base)
         if field is None:
             image = geometry.embed(space, geometry.origin(space)[None])
             background = FourierField(image.shape[1:], dtype=dtype)
@@ -102,14 +94,14 @@ class MoserFlow(Flow):
         self.field = field
         self.floor = float(floor)
         self.normalizer_tolerance = float(normalizer_tolerance)
-        self._cache = {}
+        self._normalizer = Normalizer(self)
         self.to(_device_of(self))
 
     @classmethod
     def supports(cls, space):
         """Whether fields and a default base can be put on the space."""
         try:
-            base = Uniform if geometry.is_compact(space) else WrappedNormal
+            base = cls._base_class(space)
         except (TypeError, AttributeError):
             return False
         return super().supports(space) and base.supports(space)
@@ -137,14 +129,11 @@ class MoserFlow(Flow):
         low = self.floor**2 / (2 * self.floor - ratio.clamp(max=self.floor))
         return torch.where(ratio >= self.floor, ratio, low)
 
-    def _base_log_prob(self, x):
-        return getattr(self.base, "_log_prob", self.base.log_prob)(x)
-
     def _log_prob(self, x):
-        if len(x) > _CHUNK:
-            return torch.cat([self._log_prob(part) for part in x.split(_CHUNK)])
+        if len(x) > CHUNK:
+            return torch.cat([self._log_prob(part) for part in x.split(CHUNK)])
         log_ratio = self._positive_part(self.ratio(x)).log()
-        return self._base_log_prob(x) + log_ratio - self._log_normalizer()
+        return self._base_log_prob(x) + log_ratio - self._normalizer.log_value()
 
     # The normaliser
 
@@ -157,116 +146,17 @@ class MoserFlow(Flow):
         normalizer, standard_error : float
             1 and 0 if the model density is positive at every node.
         """
-        state = self._state()
+        state = self._normalizer.state()
         return state["normalizer"], state["standard_error"]
 
     @torch.no_grad()
     def negative_mass(self):
         """Mass of the negative part of nu - div u, which ``log_prob`` leaves out."""
-        return self._state()["negative_mass"]
-
-    def _log_normalizer(self):
-        """Log Z as a tensor whose value is cached and whose gradient is the estimate's."""
-        value = self._anchor.new_tensor(math.log(self._state()["normalizer"]))
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        if not (torch.is_grad_enabled() and parameters):
-            return value
-        if "gradient" not in self._cache:
-            self._cache["gradient"] = self._normalizer_gradient(parameters)
-        linear = sum(
-            (g * p).sum() for g, p in zip(self._cache["gradient"], parameters, strict=True)
-        )
-        return value + linear - linear.detach()
-
-    def _normalizer_gradient(self, parameters):
-        exact = self._exact_nodes()
-        x, base_score = self._nodes(1) if exact is None else (exact[0], 0 * exact[0])
-        share = x.new_full((len(x),), 1 / len(x)) if exact is None else exact[1]
-        total = [torch.zeros_like(p) for p in parameters]
-        with torch.enable_grad():
-            for *part, weight in zip(*_parts(x, base_score), share.split(_CHUNK), strict=True):
-                ratio = self._ratio(*part)
-                excess = (weight * (self._positive_part(ratio) - ratio)).sum()
-                gradient = torch.autograd.grad(excess, parameters, allow_unused=True)
-                for t, g in zip(total, gradient, strict=True):
-                    t += 0 if g is None else g
-        return [t / self._cache["normalizer"] for t in total]
-
-    @torch.no_grad()
-    def _state(self):
-        """Z, its error and the negative mass, for these weights."""
-        fingerprint = self._fingerprint()
-        if self._cache.get("fingerprint") != fingerprint:
-            exact = self._exact_nodes()
-            found = self._estimate() if exact is None else self._integrate(*exact)
-            names = "normalizer", "standard_error", "negative_mass"
-            nodes = self._cache.get("nodes", {})
-            self._cache = dict(zip(names, found, strict=True))
-            self._cache |= {"fingerprint": fingerprint, "nodes": nodes}
-        return self._cache
-
-    def _exact_nodes(self):
-        """Points and shares of the uniform law that integrate the ratio exactly, or None."""
-        if not isinstance(self.base, Uniform):
-            return None
-        return geometry.uniform_quadrature(self.space, self._anchor)
-
-    def _integrate(self, x, weight):
-        ratio, weight = self._ratio_at(x, torch.zeros_like(x)).double(), weight.double()
-        excess = (weight * (self._positive_part(ratio) - ratio)).sum()
-        return 1 + float(excess), 0.0, float((weight * (-ratio).clamp_min(0)).sum())
-
-    def _estimate(self):
-        """Nodes are doubled until the scatter of their replicates is small."""
-        means, negative, doublings = [], [], 0
-        while True:
-            ratio = self._ratio_at(*self._nodes(doublings)).double()
-            excess = self._positive_part(ratio) - ratio
-            means.append(excess.reshape(_REPLICATES, -1).mean(1))
-            negative.append((-ratio).clamp_min(0).mean())
-            # every round has as many nodes as all before it
-            sizes = torch.tensor([2.0 ** max(0, k - 1) for k in range(len(means))])
-            weight = (sizes / sizes.sum()).to(ratio)
-            replicates = (weight[:, None] * torch.stack(means)).sum(0)
-            error = float(replicates.std() / math.sqrt(_REPLICATES))
-            doublings += 1
-            if error <= self.normalizer_tolerance or doublings > 5:
-                break
-        mass = float((weight * torch.stack(negative)).sum())
-        return 1 + float(replicates.mean()), error, mass
-
-    def _fingerprint(self):
-        """Digest of every weight, so that no way of changing one goes unnoticed."""
-        return _digest(self), str(self.device), self.dtype
-
-    def _nodes(self, doublings):
-        """Fixed points of the base law, in equal independent replicates, with scores."""
-        nodes = self._cache.setdefault("nodes", {})
-        key = (doublings, str(self.device), self.dtype, _digest(self.base))
-        if key not in nodes:
-            if any(k[3] != key[3] for k in nodes):
-                nodes.clear()
-            size = 512 * 2 ** max(0, doublings - 1)
-            x = torch.cat(
-                [
-                    self._node_set(size, 100 * doublings + replicate)
-                    for replicate in range(_REPLICATES)
-                ]
-            )
-            base_score = torch.cat(
-                [score(self._base_log_prob, p).detach() for p in x.split(_CHUNK)]
-            )
-            nodes[key] = x, base_score
-        return nodes[key]
-
-    def _node_set(self, n, seed):
-        if isinstance(self.base, Uniform):
-            return geometry.quasi_uniform(self.space, n, seed, self.device, self.dtype)
-        return seeded_sample(self.base, n, seed, self.device)
+        return self._normalizer.state()["negative_mass"]
 
     def _ratio_at(self, x, base_score):
         with torch.no_grad():
-            parts = zip(*_parts(x, base_score), strict=True)
+            parts = zip(*in_parts(x, base_score), strict=True)
             return torch.cat([self._ratio(*part) for part in parts])
 
     # Learning
@@ -294,9 +184,8 @@ class MoserFlow(Flow):
 
     def _training_problem(self, train, held_out, generator):
         """Only the field is trained, and what the base says of the data is kept."""
-        if self._places_base:
-            self.base.fit(train)
-            self._places_base = False
+        train = train.points
+        self._place_base(train)
         anchors = None
         if hasattr(self.field, "initialize"):
             anchors = self.field.initialize(train, generator)
@@ -307,6 +196,7 @@ class MoserFlow(Flow):
         if not isinstance(self.base, Uniform):
             pool = self._training_nodes(4096, _generator_on(self.device, generator))
         if held_out is not None:
+            held_out = held_out.points
             memory.append(self._base_terms(held_out, leave_out=False))
         draws = _generator_on(self.device, generator)
 
@@ -332,7 +222,7 @@ class MoserFlow(Flow):
             return -(log_prob + relative).mean()
 
         def validate():
-            nodes = self._nodes(0)
+            nodes = self._normalizer.nodes(0)
             outside = self._ratio_at(*nodes)
             normalizer = 1 + (self._positive_part(outside) - outside).mean()
             log_prob, base_score = memory[1]
@@ -348,7 +238,7 @@ class MoserFlow(Flow):
             log_prob = self.base.training_log_prob
         with torch.no_grad():
             value = log_prob(x)
-        gradient = [score(log_prob, part).detach() for part in x.split(_CHUNK)]
+        gradient = [score(log_prob, part).detach() for part in x.split(CHUNK)]
         return value, torch.cat(gradient)
 
     # Sampling
@@ -387,19 +277,19 @@ class MoserFlow(Flow):
 
     def _proposal(self):
         """The base, helped by kernels on the sources of the field where it has any."""
-        self._state()
-        if "proposal" not in self._cache:
-            self._cache["proposal"] = self.base
+        self._normalizer.state()
+        if "proposal" not in self._normalizer.cache:
+            self._normalizer.cache["proposal"] = self.base
             if isinstance(self.field, SourceField) and self._has_chord_kernels():
                 kernels = self._source_kernels()
-                self._cache["proposal"] = Mixture(
+                self._normalizer.cache["proposal"] = Mixture(
                     self.space, [self.base, kernels], weights=[0.3, 0.7]
                 ).to(self.device, self.dtype)
-        return self._cache["proposal"]
+        return self._normalizer.cache["proposal"]
 
     def _has_chord_kernels(self):
         """Whether kernels fall with the distance in the array, as sources do."""
-        x = self._nodes(0)[0][:2]
+        x = self._normalizer.nodes(0)[0][:2]
         if geometry.embed(self.space, x) is not x:
             return False
         try:
@@ -436,38 +326,17 @@ class MoserFlow(Flow):
         return value
 
     def _log_envelope(self, proposal):
-        if "log_envelope" not in self._cache:
-            nodes, _ = self._nodes(0)
+        if "log_envelope" not in self._normalizer.cache:
+            nodes, _ = self._normalizer.nodes(0)
             own = seeded_sample(proposal, 2048, 1, self.device)
             x = torch.cat([nodes[:1024], own])
             peak = float(self._log_over(proposal, x).max())
-            self._cache["log_envelope"] = peak + math.log(1.2)
-        return self._cache["log_envelope"]
+            self._normalizer.cache["log_envelope"] = peak + math.log(1.2)
+        return self._normalizer.cache["log_envelope"]
 
     def transport(self, **kwargs):
         """The invertible map from the base to the data; see ``MoserTransport``."""
         return MoserTransport(self, **kwargs)
-
-
-def _parts(x, base_score):
-    return x.split(_CHUNK), base_score.split(_CHUNK)
-
-
-def _digest(module):
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in module.state_dict().values():
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _dtype_of(module):
-    """Floating dtype of a module's weights, if it has any."""
-    if module is None:
-        return None
-    if isinstance(module, Distribution):
-        return module.dtype
-    tensors = [*module.parameters(), *module.buffers()]
-    return next((t.dtype for t in tensors if t.is_floating_point()), None)
 
 
 def _device_of(module):

@@ -26,7 +26,9 @@ from geoflow_plugin.geometry.checks import (
 from geoflow_plugin.geometry.measures import (
     chart,
     chart_inverse,
+    kernel_radius,
     kernel_separation,
+    log_kernel_integral,
     log_kernel_normalizer,
     log_volume,
     model_log_volume,
@@ -43,6 +45,7 @@ from geoflow_plugin.geometry.measures import (
 )
 from geoflow_plugin.geometry.tangent import (
     Model,
+    constant_scale,
     constraint_residual,
     dim,
     dist,
@@ -74,6 +77,7 @@ __all__ = [
     "chart",
     "chart_inverse",
     "check_points",
+    "constant_scale",
     "constraint_residual",
     "dim",
     "dist",
@@ -85,8 +89,10 @@ __all__ = [
     "interpolation",
     "is_compact",
     "is_euclidean",
+    "kernel_radius",
     "kernel_separation",
     "log",
+    "log_kernel_integral",
     "log_kernel_normalizer",
     "log_volume",
     "log_volume_element",

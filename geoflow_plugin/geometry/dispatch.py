@@ -28,25 +28,28 @@ def open_function(function):
 
     ``function.register(Space)`` serves a class and those below it;
     ``function.register(Space, Metric)`` serves it under one class of metrics, which
-    goes first. The metric under a ``ScalarProductMetric`` counts, so that an
+    goes first, and ``function.find(space)`` says what serves a space. The metric under a ``ScalarProductMetric`` counts, so that an
     implementation has to heed ``geometry.outer_scale``. The body serves every class
     without an implementation of its own. A dictionary and a walk along the MRO instead
     of ``functools.singledispatch``, whose cache ``torch.compile`` cannot trace.
     """
     implementations: dict[type, dict[type | None, Callable]] = {}
 
-    @functools.wraps(function)
-    def dispatch(space, *args, **kwargs):
+    def find(space):
         for cls in type(space).__mro__:
             if cls in implementations:
                 by_metric = implementations[cls]
                 if len(by_metric) > 1 or None not in by_metric:
                     for metric_class in _metric_classes(space):
                         if metric_class in by_metric:
-                            return by_metric[metric_class](space, *args, **kwargs)
+                            return by_metric[metric_class]
                 if None in by_metric:
-                    return by_metric[None](space, *args, **kwargs)
-        return function(space, *args, **kwargs)
+                    return by_metric[None]
+        return function
+
+    @functools.wraps(function)
+    def dispatch(space, *args, **kwargs):
+        return find(space)(space, *args, **kwargs)
 
     def register(cls, metric_class=None):
         def decorator(implementation):
@@ -56,6 +59,7 @@ def open_function(function):
         return decorator
 
     dispatch.register = register  # type: ignore[attr-defined]
+    dispatch.find = find  # type: ignore[attr-defined]
     return dispatch
 
 

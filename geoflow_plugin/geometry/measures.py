@@ -6,9 +6,9 @@ import torch
 
 from geoflow_plugin.geometry.dispatch import open_function, unsupported
 from geoflow_plugin.geometry.tangent import (
-    _constant,
     _isometric_model,
     _push_basis,
+    constant_scale,
     dim,
     exp,
     gram,
@@ -149,7 +149,7 @@ def random_tangent_normal(space, base_point, generator=None):
         device=base_point.device,
         dtype=base_point.dtype,
     )
-    scale = _constant(space)
+    scale = constant_scale(space)
     if scale is None:
         # coefficients L^-T z have covariance G^-1, G = L L^T the Gram matrix
         root = torch.linalg.cholesky(gram(space, base_point))
@@ -235,6 +235,28 @@ def log_kernel_normalizer(space, bandwidth):
     """
     found = _required_model(space, "log_kernel_normalizer")
     return log_kernel_normalizer(found.space, bandwidth / math.sqrt(outer_scale(space)))
+
+
+@open_function
+def log_kernel_integral(space, bandwidth, centers):
+    """Log integrals of the kernels at m centres, (..., m) or (..., 1) if they are equal.
+
+    By default ``log_kernel_normalizer``; a space whose kernels' integrals depend on the
+    centre registers this instead. ``bandwidth`` is a tensor of shape (..., m) or (..., 1).
+    """
+    return log_kernel_normalizer(space, bandwidth)
+
+
+@open_function
+def kernel_radius(space):
+    """Length from a centre at which every kernel ends, or infinity.
+
+    Where it is finite, ``squared`` of ``kernel_separation`` is infinite beyond it.
+    """
+    found = model(space)
+    if found is None:
+        return math.inf
+    return math.sqrt(outer_scale(space)) * kernel_radius(found.space)
 
 
 @open_function

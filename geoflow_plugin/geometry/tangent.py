@@ -133,8 +133,8 @@ def outer_scale(space):
     return scale
 
 
-def _constant(space):
-    """The constant of ``metric_scale``, or None."""
+def constant_scale(space):
+    """The constant of ``metric_scale``, or None for a metric that is no such multiple."""
     is_compact(space)  # refuses unknown spaces by name
     metric = getattr(space, "metric", None)
     return 1.0 if metric is None else frobenius_scale(metric)
@@ -148,7 +148,7 @@ def metric_scale(space):
     TypeError
         For a metric that is no such multiple.
     """
-    scale = _constant(space)
+    scale = constant_scale(space)
     if scale is None:
         raise unsupported(space, "frobenius_scale")
     return scale
@@ -157,7 +157,7 @@ def metric_scale(space):
 @open_function
 def inner_product(space, tangent_vec_a, tangent_vec_b, base_point):
     """Riemannian inner product of tangent vectors, shape (...,)."""
-    scale = _constant(space)
+    scale = constant_scale(space)
     if scale is not None:
         return scale * (tangent_vec_a * tangent_vec_b).flatten(-len(space.shape)).sum(-1)
     found = _isometric_model(space)
@@ -175,7 +175,7 @@ def gram(space, base_point):
     """Inner products of the vectors of ``tangent_basis``, shape (..., dim, dim)."""
     basis = tangent_basis(space, base_point)
     found = _isometric_model(space)
-    if found is None or _constant(space) is not None:
+    if found is None or constant_scale(space) is not None:
         return _inner_products(space, basis, base_point)
     image, pushed = _push_basis(found, basis, base_point, len(space.shape))
     return outer_scale(space) * _inner_products(found.space, pushed, image)
@@ -209,7 +209,7 @@ def _inner_products(space, vectors, base_point):
 @open_function
 def log_volume_element(space, point):
     """Log of Riemannian over flat (Hausdorff) volume at each point, shape (...,)."""
-    scale = _constant(space)
+    scale = constant_scale(space)
     if scale is None:
         # not slogdet or solve: torch differentiates their forward derivatives wrongly
         root = torch.linalg.cholesky(gram(space, point))
@@ -222,7 +222,7 @@ def log_volume_element(space, point):
 @open_function
 def sharp(space, covector, base_point):
     """Riemannian gradient from the flat tangential gradient."""
-    scale = _constant(space)
+    scale = constant_scale(space)
     if scale is not None:
         return covector / scale
     axis = base_point.ndim - len(space.shape)

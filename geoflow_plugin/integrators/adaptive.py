@@ -5,6 +5,7 @@ from torch import nn
 from torchdiffeq import odeint_adjoint
 
 from geoflow_plugin import geometry
+from geoflow_plugin.integrators.runge_kutta import onto
 
 __all__ = ["integrate"]
 
@@ -84,4 +85,4 @@ class _Rate(nn.Module):
 
     def forward(self, t, state):
         self.n_evaluations += 1
-        return self.velocity(t, geometry.projection(self.space, state[0]))
+        return self.velocity(t, onto(self.space, state[0]))

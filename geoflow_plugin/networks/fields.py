@@ -30,8 +30,6 @@ class FourierField(nn.Module):
         Default: torch's default dtype, as for any module.
     """
 
-    amplitude: torch.Tensor
-
     def __init__(
         self,
         shape,
@@ -45,30 +43,42 @@ class FourierField(nn.Module):
         super().__init__()
         dtype = dtype or torch.get_default_dtype()
         self.shape = tuple(shape)
-        size = math.prod(self.shape)
-        scale = torch.logspace(-1, math.log2(max_frequency), n_features, base=2.0, dtype=dtype)
-        direction = torch.randn(n_features, size, generator=generator, dtype=dtype)
-        direction = direction / direction.norm(dim=1, keepdim=True)
-        self.frequency = nn.Parameter(scale[:, None] * direction)
-        # High frequencies have large derivatives; the amplitudes even them out.
-        self.register_buffer("amplitude", 1 / (1 + scale).repeat(2))
+        self.features = FourierFeatures(shape, n_features, max_frequency, generator, dtype)
         widths = [2 * n_features, *[hidden] * depth]
         layers = []
         for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
-            layers += [_linear(width_in, width_out, generator, dtype), nn.SiLU()]
+            layers += [linear(width_in, width_out, generator, dtype), nn.SiLU()]
         self.hidden = nn.Sequential(*layers)
-        self.out = nn.Linear(widths[-1], size, dtype=dtype)
+        self.out = nn.Linear(widths[-1], math.prod(self.shape), dtype=dtype)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
 
     def forward(self, x):
         """Vectors (n, *shape) at points (n, *shape)."""
+        return self.out(self.hidden(self.features(x))).reshape(x.shape)
+
+
+class FourierFeatures(nn.Module):
+    """Sines and cosines of learned frequencies, (n, *shape) to (n, 2 * n_features)."""
+
+    amplitude: torch.Tensor
+
+    def __init__(self, shape, n_features, max_frequency, generator, dtype):
+        super().__init__()
+        scale = torch.logspace(-1, math.log2(max_frequency), n_features, base=2.0, dtype=dtype)
+        direction = torch.randn(n_features, math.prod(shape), generator=generator, dtype=dtype)
+        direction = direction / direction.norm(dim=1, keepdim=True)
+        self.frequency = nn.Parameter(scale[:, None] * direction)
+        # High frequencies have large derivatives; the amplitudes even them out.
+        self.register_buffer("amplitude", 1 / (1 + scale).repeat(2))
+
+    def forward(self, x):
         phase = x.flatten(1) @ self.frequency.mT
-        features = torch.cat([phase.sin(), phase.cos()], dim=-1) * self.amplitude
-        return self.out(self.hidden(features)).reshape(x.shape)
+        return torch.cat([phase.sin(), phase.cos()], dim=-1) * self.amplitude
 
 
-def _linear(width_in, width_out, generator, dtype):
+def linear(width_in, width_out, generator, dtype):
+    """Linear layer whose weights are drawn from a generator."""
     layer = nn.Linear(width_in, width_out, dtype=dtype)
     with torch.no_grad():
         layer.weight.normal_(0, 1 / math.sqrt(width_in), generator=generator)

@@ -20,6 +20,7 @@ LEVELS = {
     "diagnostics": 5,
     "datasets": 5,
     "plotting": 5,
+    "targets": 5,
     "equip": 5,
     "testing": 6,
     "__init__": 7,

@@ -332,12 +332,12 @@ def test_what_rests_on_smoothness_is_refused(rough):
         gf.MoserFlow(rough, base=flow)
     with pytest.raises(TypeError, match="moser_flow: its vector field jumps"):
         flow.transport()
-    with pytest.raises(TypeError, match="log_kernel_normalizer|model"):
-        gf.KernelDensity(rough)
+    with pytest.raises(TypeError, match="wrapped_normal|model"):
+        gf.WrappedNormal(rough, dtype=torch.float64).log_prob(rough.centroids)
     product = ProductManifold([rough, Hypersphere(1)], equip=False)
     with pytest.raises(TypeError, match="mesh among its factors"):
         gf.divergence(product, lambda x: x, geometry.random_uniform(product, 3))
-    assert "kernel_density" not in gf.available_distributions(rough)
+    assert "wrapped_normal" not in gf.available_distributions(rough)
 
 
 # Pictures and the example ----------------------------------------------------------------

@@ -17,8 +17,9 @@ class KernelMixture(Distribution):
     """Mixture of the kernels of ``geometry.kernel_separation`` at given centres.
 
     On spheres these are von Mises-Fisher laws, on tori products of von Mises laws, on
-    rotations matrix Langevin laws, on R^d normal laws, elsewhere normal laws of the
-    tangent space at the centre, carried to the space.
+    rotations matrix Langevin laws, on R^d normal laws, on meshes normal laws of R^3
+    restricted to the surface, elsewhere normal laws of the tangent space at the centre,
+    carried to the space (on generic level sets, bounded laws much like them).
 
     Parameters
     ----------
@@ -28,13 +29,17 @@ class KernelMixture(Distribution):
         Shared by all centres, or one for each of them; in units of the metric.
     weights : torch.Tensor, shape=(b,) or (b, m)
         Positive; shared weights are spread evenly over the centres.
+    uniform : float
+        Share of the uniform law, in [0, 1), which keeps the density positive where
+        kernels end (``geometry.kernel_radius``).
     """
 
-    def __init__(self, space, centers, bandwidths, weights):
+    def __init__(self, space, centers, bandwidths, weights, uniform=0.0):
         super().__init__(space, centers.dtype)
         self.register_buffer("centers", centers.detach().clone())
         self.register_buffer("bandwidths", bandwidths.detach().to(centers).clone())
         self.register_buffer("weights", weights.detach().to(centers).clone())
+        self.uniform = float(uniform)
         self.to(centers.device)
         self._normalize()
 
@@ -42,12 +47,16 @@ class KernelMixture(Distribution):
         """Turn the weights into log amplitudes of the kernels, (b, 1) or (b, m)."""
         shared = self.weights.ndim == 1
         columns = (lambda t: t.unsqueeze(-1)) if shared else (lambda t: t)
-        normalizer = geometry.log_kernel_normalizer(self.space, self.bandwidths)
+        bandwidths = columns(self.bandwidths)
+        normalizer = geometry.log_kernel_integral(self.space, bandwidths, self.centers)
         total = self.weights.sum()
         if shared:
             total = total * len(self.centers)
-        amplitude = (self.weights / total).log() - normalizer
-        self.register_buffer("_log_amplitude", columns(amplitude), persistent=False)
+        amplitude = columns((self.weights / total).log()) - normalizer
+        if self.uniform:
+            amplitude = amplitude + math.log1p(-self.uniform)
+        self.register_buffer("_log_normalizer", normalizer, persistent=False)
+        self.register_buffer("_log_amplitude", amplitude, persistent=False)
         precision = 0.5 / self.bandwidths.square()
         self.register_buffer("_precision", columns(precision), persistent=False)
 
@@ -69,7 +78,7 @@ class KernelMixture(Distribution):
             _log_sum_exp(_exponent(a, p, squared, log_volume))
             for a, p in zip(self._log_amplitude, self._precision, strict=True)
         ]
-        return torch.logsumexp(torch.stack(terms), dim=0)
+        return self._log_sum(terms)
 
     def _log_density_elsewhere(self, x):
         squared, log_volume = geometry.kernel_separation(self.space, x, self.centers)
@@ -79,26 +88,33 @@ class KernelMixture(Distribution):
             _log_sum_exp(_exponent(a, p, squared, log_volume).masked_fill(left_out, -math.inf))
             for a, p in zip(self._log_amplitude, self._precision, strict=True)
         ]
-        value = torch.logsumexp(torch.stack(terms), dim=0)
+        value = self._log_sum(terms)
         share = self.weights.sum(0) / self.weights.sum()
         if self.weights.ndim == 1:
             share = torch.ones_like(squared[0]) / len(self.centers)
-        rest = 1 - (left_out * share).sum(1)
+        rest = 1 - (1 - self.uniform) * (left_out * share).sum(1)
         return value - rest.clamp_min(torch.finfo(rest.dtype).eps).log()
 
+    def _log_sum(self, terms):
+        """Log of the sum of the kernels and of the uniform law's share."""
+        if self.uniform:
+            level = math.log(self.uniform) - geometry.log_volume(self.space)
+            terms = [*terms, torch.full_like(terms[0], level)]
+        return torch.logsumexp(torch.stack(terms), dim=0)
+
     def _draw(self, n, generator):
-        weights = (
-            self._log_amplitude
-            + geometry.log_kernel_normalizer(self.space, self.bandwidths).reshape(
-                self._log_amplitude.shape
-            )
-        ).exp()
+        weights = (self._log_amplitude + self._log_normalizer).exp()
         weights = weights.expand(len(self.bandwidths), len(self.centers))
         index = _choose(weights.flatten(), n, generator)
         row, center = index // len(self.centers), index % len(self.centers)
         bandwidths = self.bandwidths.reshape(len(self.bandwidths), -1)
         bandwidth = bandwidths.expand_as(weights)[row, center]
         x = geometry.random_kernel(self.space, self.centers[center], bandwidth, generator)
+        if self.uniform:
+            options = {"generator": generator, "device": x.device}
+            level = geometry.random_uniform(self.space, n, dtype=x.dtype, **options)
+            chosen = torch.rand(n, dtype=torch.float64, **options) < self.uniform
+            x = torch.where(chosen.reshape(-1, *[1] * (x.ndim - 1)), level, x)
         return x, None
 
 
@@ -120,6 +136,9 @@ class KernelDensity(Distribution):
     -----
     Data with exact repeats make the leave-one-out likelihood favour the smallest
     bandwidth on offer, without bound; drop repeats first if they mean nothing.
+
+    On a compact space whose kernels end (``geometry.kernel_radius``: generic level sets)
+    the uniform law joins the mixture, with a share of 1 / (n + 1) at least.
     """
 
     n_queries = 4096  # data points on which the mixture of bandwidths is judged
@@ -127,7 +146,7 @@ class KernelDensity(Distribution):
 
     def __init__(self, space, bandwidth=None, dtype=None):
         super().__init__(space, dtype)
-        geometry.log_kernel_normalizer(space, torch.ones(1))  # refuses by name
+        _check_kernels(space)
         if bandwidth is not None:
             bandwidth = as_numbers(bandwidth, "bandwidth", torch.float64).reshape(-1)
             if not len(bandwidth) or not bool(((bandwidth > 0) & bandwidth.isfinite()).all()):
@@ -142,8 +161,8 @@ class KernelDensity(Distribution):
     def supports(cls, space):
         """Whether the space has a normalised kernel."""
         try:
-            geometry.log_kernel_normalizer(space, torch.ones(1))
-        except TypeError:
+            _check_kernels(space)
+        except (TypeError, AttributeError):
             return False
         return super().supports(space)
 
@@ -176,14 +195,19 @@ class KernelDensity(Distribution):
         if bandwidths is None:
             bandwidths = self._grid(X)
         bandwidths = bandwidths.to(X)
-        weights = torch.ones_like(bandwidths)
-        if len(bandwidths) > 1:
+        weights, uniform = torch.ones_like(bandwidths), 0.0
+        if len(bandwidths) > 1 or self._kernels_end():
             generator = torch.Generator().manual_seed(seed)
             weights = self._share_weights(X, bandwidths, generator)
+            if self._kernels_end():
+                least = 1 / (len(X) + 1)
+                uniform = min(max(float(weights[-1]), least), 1 - least)
+                weights = weights[:-1].clamp_min(torch.finfo(weights.dtype).tiny)
+                weights = weights / weights.sum()
             kept = weights > self.negligible
             bandwidths, weights = bandwidths[kept], weights[kept]
         weights = weights / weights.sum()
-        self.kernels = KernelMixture(self.space, X, bandwidths, weights)
+        self.kernels = KernelMixture(self.space, X, bandwidths, weights, uniform)
         return self
 
     @property
@@ -193,12 +217,24 @@ class KernelDensity(Distribution):
 
     @property
     def weights(self):
-        """Their shares of the mixture, shape=(b,)."""
+        """Their shares of the kernels, shape=(b,)."""
         return self._fitted().weights
+
+    @property
+    def uniform(self):
+        """Share of the uniform law, zero where kernels are positive everywhere."""
+        return self._fitted().uniform
+
+    def _kernels_end(self):
+        """Whether points may be beyond every kernel, and a uniform law is there to help."""
+        radius = geometry.kernel_radius(self.space)
+        return math.isfinite(radius) and geometry.is_compact(self.space)
 
     def _grid(self, X):
         spread = self._spread(X)
         widest = 2 * max(spread, 1e-3) / math.sqrt(geometry.dim(self.space))
+        # from half their radius on kernels end without a kink
+        widest = min(widest, geometry.kernel_radius(self.space) / 2)
         # narrower kernels than this would be rounded away in the points themselves
         narrowest = max(512 * torch.finfo(X.dtype).eps, 1e-5) * widest
         steps = int(math.log2(widest / narrowest)) + 1
@@ -221,7 +257,8 @@ class KernelDensity(Distribution):
         n = len(X)
         rows = torch.randperm(n, generator=generator)[: self.n_queries]
         rows = rows.to(X.device)
-        normalizer = geometry.log_kernel_normalizer(self.space, bandwidths)
+        columns = bandwidths.unsqueeze(-1)
+        normalizer = geometry.log_kernel_integral(self.space, columns, X)
         parts = []
         for part in rows.split(max(1, _CHUNK // n)):
             squared, log_volume = geometry.kernel_separation(self.space, X[part], X)
@@ -236,7 +273,11 @@ class KernelDensity(Distribution):
                 )
             )
         log_density = torch.cat(parts).double()
-        log_weights = torch.full_like(log_density[0], -math.log(len(bandwidths)))
+        if self._kernels_end():
+            level = math.log(n - 1) - geometry.log_volume(self.space)
+            level = torch.full_like(log_density[:, :1], level)
+            log_density = torch.cat([log_density, level], dim=1)
+        log_weights = torch.full_like(log_density[0], -math.log(log_density.shape[1]))
         for _ in range(n_iterations):
             joint = log_density + log_weights
             posterior = joint - torch.logsumexp(joint, dim=1, keepdim=True)
@@ -259,6 +300,12 @@ class KernelDensity(Distribution):
                 "KernelDensity: not fitted yet; call fit(X) with points of the space."
             )
         return self.kernels
+
+
+def _check_kernels(space):
+    """Refuse by name a space without kernels."""
+    center = geometry.origin(space)[None]
+    geometry.log_kernel_integral(space, torch.ones(1, 1).to(center), center)
 
 
 def _exponent(log_amplitude, precision, squared, log_volume):

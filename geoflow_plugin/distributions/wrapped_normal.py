@@ -21,6 +21,10 @@ class WrappedNormal(Distribution):
     exp(-(pi / scale)^2 / 2), and at the mean itself, of weight exp(-(2 pi / scale)^2 / 2)
     (rounding bounds them).
 
+    On a generic level set, which has no closed exponential, the normal law of the tangent
+    space is carried along the normals at the mean and bent to end at
+    ``geometry.kernel_radius``; what it has beyond that is uniform on the set.
+
     Parameters
     ----------
     space : geomstats Manifold
@@ -66,6 +70,9 @@ class WrappedNormal(Distribution):
     def fit(self, X):
         """Take mean and scale from data: the Fréchet mean and the spread about it.
 
+        Where there are no distances (generic level sets) the scale is the likeliest of a
+        grid of powers of the root of 2.
+
         Parameters
         ----------
         X : torch.Tensor or array, shape=(n, *space.shape)
@@ -93,12 +100,19 @@ class WrappedNormal(Distribution):
         if not scale > 0:
             raise ValueError("X: expected two different points at least, got one.")
         self.mean.copy_(mean)
+        radius = geometry.kernel_radius(self.space)
+        if math.isfinite(radius):
+            grid = radius * 2 ** torch.linspace(-10, 3, 27, dtype=X.dtype, device=X.device)
+            scale = max(grid, key=lambda s: float(self._log_prob_at(X, s).mean()))
         self.scale.fill_(scale)
         return self
 
     def _log_prob(self, x):
+        return self._log_prob_at(x, self.scale)
+
+    def _log_prob_at(self, x, scale):
         mean = self.mean.expand(x.shape)
-        return geometry.wrapped_normal_log_prob(self.space, x, mean, self.scale)
+        return geometry.wrapped_normal_log_prob(self.space, x, mean, scale)
 
     def _draw(self, n, generator):
         mean = self.mean.expand(n, *self.mean.shape)

@@ -28,10 +28,11 @@ def open_function(function):
 
     ``function.register(Space)`` serves a class and those below it;
     ``function.register(Space, Metric)`` serves it under one class of metrics, which
-    goes first, and ``function.find(space)`` says what serves a space. The metric under a ``ScalarProductMetric`` counts, so that an
+    goes first. The metric under a ``ScalarProductMetric`` counts, so that an
     implementation has to heed ``geometry.outer_scale``. The body serves every class
-    without an implementation of its own. A dictionary and a walk along the MRO instead
-    of ``functools.singledispatch``, whose cache ``torch.compile`` cannot trace.
+    without an implementation of its own; ``function.find(space)`` is what serves a
+    space. A dictionary and a walk along the MRO instead of ``functools.singledispatch``,
+    whose cache ``torch.compile`` cannot trace.
     """
     implementations: dict[type, dict[type | None, Callable]] = {}
 

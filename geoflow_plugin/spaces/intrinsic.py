@@ -17,7 +17,7 @@ from geomstats.geometry.pullback_metric import PullbackMetric
 
 from geoflow_plugin import geometry
 from geoflow_plugin.geometry.dispatch import UnsupportedError, unsupported
-from geoflow_plugin.geometry.tangent import _constant, _push
+from geoflow_plugin.geometry.tangent import _push, constant_scale
 from geoflow_plugin.spaces.linear import euclidean
 
 # What every generic space needs, level sets too -----------------------------------------
@@ -76,7 +76,7 @@ def some_points(space, n=256):
 
 def metric_inner_product(space, tangent_vec_a, tangent_vec_b, base_point):
     """The inner product of ``space.metric``, flat or by geomstats."""
-    if _constant(space) is not None:
+    if constant_scale(space) is not None:
         default = geometry.inner_product.__wrapped__
         return default(space, tangent_vec_a, tangent_vec_b, base_point)
     arrays = torch.broadcast_tensors(tangent_vec_a, tangent_vec_b, base_point)

@@ -96,15 +96,9 @@ def _(space, cube):
     direction = direction / direction.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     length = step * uniform[:, d + 1 : d + 2] ** (1 / d)
     tangent = geometry.tangent_basis(space, x).flatten(2)
-    normals = value_and_rows(space, x)[1]
-    y = x.flatten(1) + ((length * direction).unsqueeze(1) @ tangent).squeeze(1)
-    for _ in range(_STEPS):
-        value, rows = value_and_rows(space, y.reshape(x.shape))
-        weight, _ = torch.linalg.solve_ex(rows @ normals.mT, value.unsqueeze(-1))
-        y = y - (weight.mT @ normals).squeeze(1)
-    y = torch.where(y.isfinite().all(-1, keepdim=True), y, x.flatten(1)).reshape(x.shape)
-    value, rows = value_and_rows(space, y)
-    off = (pseudo_inverse(space, rows) @ value.unsqueeze(-1)).flatten(1).norm(dim=-1)
+    y, off = lift(
+        space, x, x.flatten(1) + ((length * direction).unsqueeze(1) @ tangent).squeeze(1)
+    )
     back = geometry.to_tangent(space, x - y, y).flatten(1).norm(dim=-1)
     growth = geometry.log_volume_element(space, y) - geometry.log_volume_element(space, x)
     taken = (off < 1e-6 * step) & (back <= step) & (uniform[:, d + 2] < growth.exp())
@@ -113,15 +107,39 @@ def _(space, cube):
     return pull(space, moved, 1).to(cube.dtype)
 
 
+def lift(space, base, start, steps=_STEPS):
+    """Move arrays (n, size) to the set along the normals at base points.
+
+    Returns
+    -------
+    point : torch.Tensor, shape=(n, *space.shape)
+    off : torch.Tensor, shape=(n,)
+        Distance that is left; infinite for what came to nothing, put at its base point.
+    """
+    normals = value_and_rows(space, base)[1]
+    y = start
+    for _ in range(steps):
+        value, rows = value_and_rows(space, y.reshape(base.shape))
+        weight, _ = torch.linalg.solve_ex(rows @ normals.mT, value.unsqueeze(-1))
+        y = y - (weight.mT @ normals).squeeze(1)
+    lost = ~y.isfinite().all(-1, keepdim=True)
+    y = torch.where(lost, base.flatten(1), y).reshape(base.shape)
+    value, rows = value_and_rows(space, y)
+    off = (pseudo_inverse(space, rows) @ value.unsqueeze(-1)).flatten(1).norm(dim=-1)
+    return y, off.masked_fill(lost.squeeze(-1), math.inf)
+
+
 # The estimate ---------------------------------------------------------------------------
 
 
 @torch.no_grad()
 def _estimate(space, metric):
-    _check_limits(space)
-    surface = _surface_points(space)
+    check_limits(space)
+    surface = surface_points(space)
     flat = surface.flatten(1)
-    width = 0.25 * min(_reach(space, surface), float((flat.amax(0) - flat.amin(0)).max()))
+    width = 0.25 * min(
+        estimate_reach(space, surface), float((flat.amax(0) - flat.amin(0)).max())
+    )
     for _ in range(4):
         points, weights, sums, n_box = _sample_shell(space, flat, width)
         error = float(sums[:, 0].std() / sums[:, 0].mean()) / math.sqrt(_REPLICATES)
@@ -167,7 +185,7 @@ def _sample_shell(space, surface, width):
     return torch.cat(points), torch.cat(weights), sums, n_box
 
 
-def _check_limits(space):
+def check_limits(space):
     name, size = type(space).__qualname__, math.prod(space.shape)
     if not is_regular(space):
         raise UnsupportedError(
@@ -183,7 +201,7 @@ def _check_limits(space):
         )
 
 
-def _surface_points(space, n=4096):
+def surface_points(space, n=4096):
     """Points all over the level set, pulled from a box that contains it with a margin."""
     found = pull(space, some_points(space))
     for _ in range(6):
@@ -211,7 +229,7 @@ def _on_level(space, point, atol):
     return (step.norm(dim=-1) < atol) & (rows.flatten(1).norm(dim=-1) > 0)
 
 
-def _reach(space, point):
+def estimate_reach(space, point):
     """Smallest |y - x|^2 / (2 dist(y, tangent plane at x)): Federer's formula."""
     point = point[torch.linspace(0, len(point) - 1, 1500).long()]
     basis, flat = geometry.tangent_basis(space, point).flatten(2), point.flatten(1)

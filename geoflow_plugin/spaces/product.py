@@ -270,6 +270,24 @@ def _(space, bandwidth):
     )
 
 
+@_register(geometry.log_kernel_integral)
+def _(space, bandwidth, centers):
+    parts = zip(*_factors(space), _split(space, centers), strict=True)
+    return sum(
+        geometry.log_kernel_integral(factor, bandwidth / math.sqrt(scale), part)
+        + 0.5 * geometry.dim(factor) * math.log(scale)
+        for factor, scale, part in parts
+    )
+
+
+@_register(geometry.kernel_radius)
+def _(space):
+    return min(
+        math.sqrt(scale) * geometry.kernel_radius(factor)
+        for factor, scale in zip(*_factors(space), strict=True)
+    )
+
+
 @_register(geometry.random_kernel)
 def _(space, center, bandwidth, generator=None):
     factors, scales = _factors(space)

@@ -36,11 +36,11 @@ def main():
     """Train, and compare with the exact free energy."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=4)
-    parser.add_argument("--width", type=int, default=2, help="kernels of the potential")
+    parser.add_argument("--width", type=int, default=8, help="kernels of the potential")
     parser.add_argument("--n-steps", type=int, default=10, help="Runge-Kutta steps")
     parser.add_argument("--steps", type=int, default=1000, help="optimiser steps")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=5e-3)
+    parser.add_argument("--learning-rate", type=float, default=3e-2)
     parser.add_argument("--without-symmetry", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
@@ -83,7 +83,7 @@ def main():
     x = flow.sample(64, generator=torch.Generator(arguments.device).manual_seed(1))
     images = torch.stack([flow.log_prob(x[:, g]) for g in symmetries[:: len(symmetries) // 8]])
     images = torch.cat([images, flow.log_prob(-x)[None]])
-    print(f"  log q over symmetric images   differs by {float(images.std(0).max()):.2g}")
+    print(f"  log q over symmetric images   differs by {float(images.detach().std(0).max()):.2g}")
 
 
 if __name__ == "__main__":

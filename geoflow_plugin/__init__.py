@@ -4,13 +4,16 @@ Importing it gives every geomstats manifold ``equip_with_distribution`` and chan
 nothing else; ``unregister`` takes that back.
 """
 
-from geoflow_plugin import datasets, geometry, layers, networks, spaces, testing
+from geoflow_plugin import datasets, geometry, layers, networks, spaces, targets, testing
 from geoflow_plugin.calculus import divergence, gradient, laplacian
 from geoflow_plugin.diagnostics import check_invertibility, check_normalization
-from geoflow_plugin.distributions.base import Distribution, Flow
+from geoflow_plugin.distributions.base import Distribution
+from geoflow_plugin.distributions.flow import Flow
 from geoflow_plugin.distributions.kernel_density import KernelDensity
 from geoflow_plugin.distributions.mixture import Mixture
+from geoflow_plugin.distributions.monge_ampere import MongeAmpereFlow
 from geoflow_plugin.distributions.moser import MoserFlow
+from geoflow_plugin.distributions.reverse_kl import free_energy
 from geoflow_plugin.distributions.uniform import Uniform
 from geoflow_plugin.distributions.wrapped_normal import WrappedNormal
 from geoflow_plugin.equip import (
@@ -28,6 +31,7 @@ __all__ = [
     "Flow",
     "KernelDensity",
     "Mixture",
+    "MongeAmpereFlow",
     "MoserFlow",
     "Uniform",
     "WrappedNormal",
@@ -37,6 +41,7 @@ __all__ = [
     "datasets",
     "divergence",
     "equip_with_distribution",
+    "free_energy",
     "geometry",
     "gradient",
     "laplacian",
@@ -45,6 +50,7 @@ __all__ = [
     "register",
     "register_distribution",
     "spaces",
+    "targets",
     "testing",
     "unregister",
 ]

@@ -4,6 +4,7 @@ from geomstats.geometry.manifold import Manifold
 
 from geoflow_plugin.distributions.base import Distribution
 from geoflow_plugin.distributions.kernel_density import KernelDensity
+from geoflow_plugin.distributions.monge_ampere import MongeAmpereFlow
 from geoflow_plugin.distributions.moser import MoserFlow
 from geoflow_plugin.distributions.uniform import Uniform
 from geoflow_plugin.distributions.wrapped_normal import WrappedNormal
@@ -56,6 +57,7 @@ for _name, _cls in {
     "wrapped_normal": WrappedNormal,
     "kernel_density": KernelDensity,
     "moser": MoserFlow,
+    "monge_ampere": MongeAmpereFlow,
 }.items():
     register_distribution(_name)(_cls)
 

@@ -1,9 +1,11 @@
 """Real data sets on manifolds: those inside geomstats, and public ones from a path.
 
-No file is downloaded or written. A file is found by ``path=``, or by the environment
-variable ``GEOFLOW_DATA``, and is used only if its SHA-256 is the one written here.
+A file is found by ``path=``, or by the environment variable ``GEOFLOW_DATA``, and is used
+only if its SHA-256 is the one written here. None is downloaded or written, save the images
+where ``download=True`` asks for it.
 """
 
+from geoflow_plugin.datasets.images import dequantize, load_fashion_mnist, load_mnist
 from geoflow_plugin.datasets.orthogonal import load_orientations
 from geoflow_plugin.datasets.spd import load_eeg
 from geoflow_plugin.datasets.sphere import EARTH, load_cities, load_earth
@@ -13,9 +15,12 @@ from geoflow_plugin.datasets.torus import TORSIONS, load_torsions
 __all__ = [
     "EARTH",
     "TORSIONS",
+    "dequantize",
     "load_cities",
     "load_earth",
     "load_eeg",
+    "load_fashion_mnist",
+    "load_mnist",
     "load_orientations",
     "load_torsions",
     "split",

@@ -63,7 +63,7 @@ class KernelMixture(Distribution):
     def _log_prob(self, x):
         return _over_chunks(self._log_density, x, len(self.centers))
 
-    def training_log_prob(self, x, generator=None):
+    def training_log_prob(self, x, generator=None, **given):
         """Log density without the kernel that stands on a point itself.
 
         A point that equals k of the m centres is scored by the other m - 1, the k - 1
@@ -287,7 +287,7 @@ class KernelDensity(Distribution):
     def _log_prob(self, x):
         return self._fitted()._log_prob(x)
 
-    def training_log_prob(self, x, generator=None):
+    def training_log_prob(self, x, generator=None, **given):
         """Leave-one-out log density; see ``KernelMixture.training_log_prob``."""
         return self._fitted().training_log_prob(x)
 

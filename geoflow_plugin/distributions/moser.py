@@ -161,7 +161,7 @@ class MoserFlow(Flow):
 
     # Learning
 
-    def training_log_prob(self, x, generator=None):
+    def training_log_prob(self, x, generator=None, **given):
         """Log density with a fresh, cheap estimate of the normaliser.
 
         A base that memorised x is scored leave-one-out. The base is not trained.

@@ -83,7 +83,9 @@ def main():
     x = flow.sample(64, generator=torch.Generator(arguments.device).manual_seed(1))
     images = torch.stack([flow.log_prob(x[:, g]) for g in symmetries[:: len(symmetries) // 8]])
     images = torch.cat([images, flow.log_prob(-x)[None]])
-    print(f"  log q over symmetric images   differs by {float(images.detach().std(0).max()):.2g}")
+    print(
+        f"  log q over symmetric images   differs by {float(images.detach().std(0).max()):.2g}"
+    )
 
 
 if __name__ == "__main__":

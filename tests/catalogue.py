@@ -23,7 +23,12 @@ from geomstats.geometry.grassmannian import Grassmannian
 from geomstats.geometry.heisenberg import HeisenbergVectors
 from geomstats.geometry.hermitian import Hermitian
 from geomstats.geometry.hermitian_matrices import HermitianMatrices
-from geomstats.geometry.hpd_matrices import HPDMatrices
+from geomstats.geometry.hpd_matrices import (
+    HPDBuresWassersteinMetric,
+    HPDEuclideanMetric,
+    HPDLogEuclideanMetric,
+    HPDMatrices,
+)
 from geomstats.geometry.hyperboloid import Hyperboloid
 from geomstats.geometry.hypersphere import Hypersphere
 from geomstats.geometry.klein_bottle import KleinBottle
@@ -46,8 +51,12 @@ from geomstats.geometry.positive_lower_triangular_matrices import (
 )
 from geomstats.geometry.positive_reals import PositiveReals
 from geomstats.geometry.pre_shape import PreShapeSpace
+from geomstats.geometry.product_hpd_and_siegel_disks import ProductHPDMatricesAndSiegelDisks
 from geomstats.geometry.product_manifold import ProductManifold
-from geomstats.geometry.rank_k_psd_matrices import PSDMatrices
+from geomstats.geometry.product_positive_reals_and_poincare_disks import (
+    ProductPositiveRealsAndComplexPoincareDisks,
+)
+from geomstats.geometry.rank_k_psd_matrices import PSDBuresWassersteinMetric, PSDMatrices
 from geomstats.geometry.siegel import Siegel
 from geomstats.geometry.skew_symmetric_matrices import SkewSymmetricMatrices
 from geomstats.geometry.spd_matrices import (
@@ -82,6 +91,8 @@ from geomstats.information_geometry.normal import (
     UnivariateNormalDistributions,
 )
 from geomstats.information_geometry.poisson import PoissonDistributions
+
+from geoflow_plugin.spaces.real_view import RealView
 
 
 def _with(space, metric, **kwargs):
@@ -164,6 +175,11 @@ CATALOGUE = {
     "SPDMatrices(2) power": lambda: _power_spd(),
     "SPDMatrices(2) Lie-Cholesky": lambda: _with(SPDMatrices(2), LieCholeskyMetric),
     "PositiveLowerTriangularMatrices(2)": lambda: PositiveLowerTriangularMatrices(2),
+    "UnitNormedRowsPLTMatrices(3)": lambda: UnitNormedRowsPLTMatrices(3),
+    "RankKPSDMatrices(3, 2)": lambda: PSDMatrices(3, 2),
+    "RankKPSDMatrices(3, 2) Bures-Wasserstein": lambda: _with(
+        PSDMatrices(3, 2), PSDBuresWassersteinMetric
+    ),
     "PLTUnitDiagMatrices(3)": lambda: PLTUnitDiagMatrices(3),
     "FullRankCorrelationMatrices(3) affine quotient": lambda: _with(
         FullRankCorrelationMatrices(3), FullRankCorrelationAffineQuotientMetric
@@ -208,9 +224,26 @@ CATALOGUE = {
     "S2 x SO3": lambda: ProductManifold([Hypersphere(2), SpecialOrthogonal(3)]),
     "S2 x SPD(2)": lambda: ProductManifold([Hypersphere(2), SPDMatrices(2)]),
     "Hyperboloid(2)^2": lambda: NFoldManifold(Hyperboloid(2), 2),
+    "ComplexMatrices(2, 2)": lambda: RealView(ComplexMatrices(2, 2)),
+    "Hermitian(2)": lambda: RealView(Hermitian(2)),
+    "HermitianMatrices(2)": lambda: RealView(HermitianMatrices(2)),
+    "HPDMatrices(2) affine": lambda: RealView(HPDMatrices(2)),
+    "HPDMatrices(2) affine doubled": lambda: _scaled(RealView(HPDMatrices(2))),
+    "HPDMatrices(2) log-Euclidean": lambda: RealView(
+        _with(HPDMatrices(2), HPDLogEuclideanMetric)
+    ),
+    "HPDMatrices(2) Euclidean": lambda: RealView(_with(HPDMatrices(2), HPDEuclideanMetric)),
+    "HPDMatrices(2) Bures-Wasserstein": lambda: RealView(
+        _with(HPDMatrices(2), HPDBuresWassersteinMetric)
+    ),
+    "ComplexPoincareDisk": lambda: RealView(ComplexPoincareDisk()),
+    "Siegel(1)": lambda: RealView(Siegel(1)),
+    "Siegel(2)": lambda: RealView(Siegel(2)),
+    "Siegel(2) symmetric": lambda: RealView(Siegel(2, symmetric=True)),
+    "HPD x Siegel": lambda: RealView(ProductHPDMatricesAndSiegelDisks(2, 2)),
+    "R+ x complex disks": lambda: RealView(ProductPositiveRealsAndComplexPoincareDisks(3)),
 }
 
-_COMPLEX = "points are complex arrays; no real view is registered yet"
 _PATHS = "points are discretised functions: its metrics have no volume we could state"
 
 # name -> (how to make it, or None where it cannot be one of ours; why it is refused)
@@ -220,26 +253,14 @@ REFUSED = {
         lambda: Hypersphere(2, intrinsic=True),
         "geomstats' own exp, log and belongs are wrong there; use unit vectors",
     ),
-    "UnitNormedRowsPLTMatrices(3)": (
-        lambda: UnitNormedRowsPLTMatrices(3),
-        "geomstats gives it the dimension 6, but it has 3",
-    ),
     "Kendall shapes (PreShapeSpace quotient)": (
         None,
         "a quotient: densities there need symmetric fields, which are not written yet",
     ),
-    "RankKPSDMatrices(3, 2)": (
-        lambda: PSDMatrices(3, 2),
-        "geomstats gives it the dimension 3, but it has 5, and its exp leaves it",
+    "HPDMatrices(2), complex arrays": (
+        lambda: HPDMatrices(2),
+        "complex arrays; RealView(space) is the same space in real ones",
     ),
-    "HPDMatrices(2)": (lambda: HPDMatrices(2), _COMPLEX),
-    "HermitianMatrices(2)": (lambda: HermitianMatrices(2), _COMPLEX),
-    "Hermitian(2)": (lambda: Hermitian(2), _COMPLEX),
-    "ComplexMatrices(2, 2)": (lambda: ComplexMatrices(2, 2), _COMPLEX),
-    "ComplexPoincareDisk": (lambda: ComplexPoincareDisk(), _COMPLEX),
-    "Siegel(2)": (lambda: Siegel(2), _COMPLEX),
-    "ProductHPDMatricesAndSiegelDisks": (None, _COMPLEX),
-    "ProductPositiveRealsAndComplexPoincareDisks": (None, _COMPLEX),
     "HilbertSphere": (None, "infinite dimension: no volume"),
     "DiscreteCurvesStartingAtOrigin": (None, _PATHS),
     "DiscreteSurfaces": (None, _PATHS),

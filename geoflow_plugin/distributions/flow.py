@@ -269,7 +269,7 @@ class Flow(Distribution):
 
 def dtype_of(module):
     """Floating dtype of a module's weights, if it has any."""
-    if module is None:
+    if not isinstance(module, torch.nn.Module):
         return None
     if isinstance(module, Distribution):
         return module.dtype

@@ -107,7 +107,7 @@ class MongeAmpere(Flow):
             if layer is not None:
                 step_size = (end - start) / self.n_steps
                 flat, log_det = hidden_layer_flow(
-                    x.flatten(1), *layer, step_size=step_size, n_steps=self.n_steps
+                    x.flatten(1), *layer, step_size, self.n_steps
                 )
                 return flat.reshape(x.shape), log_det
         velocity = _GradientFlow(self.space, self.potential, context)

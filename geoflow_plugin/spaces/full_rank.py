@@ -16,11 +16,13 @@ from geomstats.geometry.product_manifold import ProductManifold
 
 from geoflow_plugin import geometry
 from geoflow_plugin.spaces.linear import (
+    add,
     entry_basis,
     euclidean,
     linear_basis,
     lower_basis,
     register_linear_geometry,
+    subtract,
 )
 from geoflow_plugin.spaces.rotation_vector import rotation_group
 
@@ -138,5 +140,7 @@ for _cls in (FullRankMatrices, GeneralLinear):
     geometry.inner_product.register(_cls)(_inner_product)
     geometry.model.register(_cls)(_unequipped_model)
     geometry.model.register(_cls, MatricesMetric)(_model)
-
+    # straight lines may leave the set, and come back to it on the far side
+    geometry.exp.register(_cls, MatricesMetric)(add)
+    geometry.log.register(_cls, MatricesMetric)(subtract)
     linear_basis.register(_cls)(entry_basis)

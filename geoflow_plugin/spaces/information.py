@@ -1,9 +1,10 @@
 """Parametric families of distributions with the Fisher-Rao metric.
 
-Parameters live in open intervals, orthants and simplices, where geodesics may leave
-through the boundary in finite time; normal laws, kernels and charts are therefore those
-of coordinates (logarithms, log-odds) that fill a Euclidean space. Exponential laws and
-diagonal normal laws are complete, and isometric to a line and to half-planes.
+Parameters live in open intervals and orthants (simplices are in simplex.py), where
+geodesics may leave through the boundary in finite time; normal laws, kernels and charts
+are therefore those of coordinates (logarithms, log-odds) that fill a Euclidean space.
+Exponential laws and diagonal normal laws are complete, and isometric to a line and to
+half-planes; those of Dirichlet, beta and gamma laws are complete and negatively curved.
 """
 
 import math
@@ -21,10 +22,6 @@ from geomstats.information_geometry.exponential import (
 )
 from geomstats.information_geometry.gamma import GammaDistributions, GammaMetric
 from geomstats.information_geometry.geometric import GeometricDistributions, GeometricMetric
-from geomstats.information_geometry.multinomial import (
-    MultinomialDistributions,
-    MultinomialMetric,
-)
 from geomstats.information_geometry.normal import (
     DiagonalNormalDistributions,
     DiagonalNormalMetric,
@@ -32,7 +29,8 @@ from geomstats.information_geometry.normal import (
 from geomstats.information_geometry.poisson import PoissonDistributions, PoissonMetric
 
 from geoflow_plugin import geometry
-from geoflow_plugin.spaces.linear import euclidean, helmert
+from geoflow_plugin.spaces.geodesics import register_geodesics
+from geoflow_plugin.spaces.linear import euclidean
 
 # Open sets of parameters ----------------------------------------------------------------
 
@@ -120,6 +118,58 @@ _register_information(
 )
 
 
+def _register_arc(cls, metric_class, length, point_at, information):
+    """Geodesics of a family with one parameter, from its arc length.
+
+    ``information`` is the one whose square root is the derivative of ``length``; scales
+    that are constant do not change geodesics. A step across an end of the interval
+    comes out beyond that end, where ``belongs`` says so.
+    """
+
+    @geometry.exp.register(cls, metric_class)
+    def _(space, tangent_vec, base_point):
+        step = information(base_point).sqrt() * tangent_vec
+        return point_at(length(base_point) + step)
+
+    @geometry.log.register(cls, metric_class)
+    def _(space, point, base_point):
+        return (length(point) - length(base_point)) / information(base_point).sqrt()
+
+
+def _signed_square(x):
+    return x * x.abs()
+
+
+def _probability_at(angle):
+    """The squared sine, continued as a monotone function past 0 and pi / 2."""
+    past = torch.where(angle > math.pi / 2, 1 + angle.cos().square(), angle.sin().square())
+    return torch.where(angle < 0, -past, past)
+
+
+_register_arc(
+    PoissonDistributions,
+    PoissonMetric,
+    length=lambda x: 2 * x.sqrt(),
+    point_at=lambda s: _signed_square(s / 2),
+    information=lambda x: 1 / x,
+)
+_register_arc(
+    GeometricDistributions,
+    GeometricMetric,
+    # minus the distance to the certain law, p = 1
+    length=lambda p: -2 * torch.atanh((1 - p).sqrt()),
+    point_at=lambda s: 1 + _signed_square((s / 2).tanh()),
+    information=lambda p: 1 / (p.square() * (1 - p)),
+)
+_register_arc(
+    BinomialDistributions,
+    BinomialMetric,
+    length=lambda p: torch.atan2(p.sqrt(), (1 - p).sqrt()),
+    point_at=_probability_at,
+    information=lambda p: 1 / (4 * p * (1 - p)),
+)
+
+
 @geometry.model.register(ExponentialDistributions, ExponentialMetric)
 def _(space):
     return geometry.Model(euclidean(1), torch.log, torch.exp)
@@ -173,52 +223,9 @@ def _(space, point):
     return 0.5 * log_det + math.log(geometry.outer_scale(space))
 
 
-# Categorical and multinomial laws: the open simplex ---------------------------------------
-
-
-@geometry.projection.register(MultinomialDistributions)
-def _(space, point):
-    point = _inside(point)
-    return point / point.sum(-1, keepdim=True)
-
-
-@geometry.to_tangent.register(MultinomialDistributions)
-def _(space, vector, base_point):
-    return vector - vector.mean(-1, keepdim=True)
-
-
-@geometry.tangent_basis.register(MultinomialDistributions)
-def _(space, base_point):
-    basis = helmert(space.dim + 1, base_point).mT
-    return basis.expand(*base_point.shape[:-1], *basis.shape)
-
-
-@geometry.constraint_residual.register(MultinomialDistributions)
-def _(space, point):
-    return torch.maximum(_outside(point), (point.sum(-1) - 1).abs())
-
-
-@geometry.inner_product.register(MultinomialDistributions, MultinomialMetric)
-def _(space, tangent_vec_a, tangent_vec_b, base_point):
-    value = (tangent_vec_a * tangent_vec_b / base_point).sum(-1)
-    return geometry.outer_scale(space) * space.n_draws * value
-
-
-@geometry.log_volume_element.register(MultinomialDistributions, MultinomialMetric)
-def _(space, point):
-    scale = geometry.outer_scale(space) * space.n_draws
-    log_det = space.dim * math.log(scale) - math.log(space.dim + 1) - point.log().sum(-1)
-    return 0.5 * log_det
-
-
-@geometry.model.register(MultinomialDistributions)
-def _(space):
-    return geometry.Model(
-        euclidean(space.dim),
-        lambda x: x.log() @ helmert(space.dim + 1, x),
-        lambda z: (z @ helmert(space.dim + 1, z).mT).softmax(-1),
-        isometric=False,
-    )
+# Hadamard manifolds: one geodesic between any two laws
+register_geodesics(DirichletDistributions, DirichletMetric)
+register_geodesics(GammaDistributions, GammaMetric)
 
 
 # Normal laws with a diagonal covariance ---------------------------------------------------

@@ -1,4 +1,4 @@
-"""Lower triangular matrices with a positive, or a unit, diagonal."""
+"""Lower triangular matrices with a positive or a unit diagonal."""
 
 import math
 
@@ -8,11 +8,11 @@ from geomstats.geometry.positive_lower_triangular_matrices import (
     CholeskyMetric,
     PLTUnitDiagMatrices,
     PositiveLowerTriangularMatrices,
-    UnitNormedRowsPLTMatrices,
 )
+from geomstats.geometry.spd_matrices import SPDMatrices
 
 from geoflow_plugin import geometry
-from geoflow_plugin.geometry.dispatch import UnsupportedError, unsupported
+from geoflow_plugin.geometry.dispatch import unsupported
 from geoflow_plugin.spaces import linear
 from geoflow_plugin.spaces.spd import bare_metric
 
@@ -111,21 +111,93 @@ for _cls in (PositiveLowerTriangularMatrices, PLTUnitDiagMatrices):
     geometry.inner_product.register(_cls)(geometry.inner_product.__wrapped__)
 
 
-@geometry.inner_product.register(PositiveLowerTriangularMatrices, _InvariantMetricMatrix)
+# Invariant metrics ---------------------------------------------------------------------
+
+_invariant = (PositiveLowerTriangularMatrices, _InvariantMetricMatrix)
+
+
+def _at_identity(space, vector, point):
+    """Tangent vectors translated to the identity by the inverse of the point."""
+    left = bare_metric(space).left
+    return torch.linalg.solve_triangular(point, vector, upper=False, left=left)
+
+
+def _identity_metric(space, like):
+    return torch.as_tensor(bare_metric(space).metric_mat_at_identity).to(like)
+
+
+def _entries(matrix):
+    n = matrix.shape[-1]
+    rows, columns = torch.tril_indices(n, n, device=matrix.device)
+    return matrix[..., rows, columns]
+
+
+@geometry.inner_product.register(*_invariant)
 def _(space, tangent_vec_a, tangent_vec_b, base_point):
-    metric = bare_metric(space)
-    matrix = torch.as_tensor(metric.metric_mat_at_identity).to(base_point)
-    rows, columns = torch.tril_indices(space.n, space.n, device=base_point.device)
-
-    def at_identity(vector):
-        moved = torch.linalg.solve_triangular(
-            base_point, vector, upper=False, left=metric.left
-        )
-        return moved[..., rows, columns]
-
-    weighted = at_identity(tangent_vec_a) @ matrix
-    value = (weighted * at_identity(tangent_vec_b)).sum(-1)
+    a = _entries(_at_identity(space, tangent_vec_a, base_point))
+    b = _entries(_at_identity(space, tangent_vec_b, base_point))
+    value = (a @ _identity_metric(space, a) * b).sum(-1)
     return geometry.outer_scale(space) * value
+
+
+_AFFINE: list[SPDMatrices] = []
+
+
+@geometry.model.register(*_invariant)
+def _(space):
+    # L L^T takes the left-invariant metric that counts entries below the diagonal by half
+    # to a quarter of the affine one; for n = 2 stretching the one entry there is enough
+    metric = bare_metric(space)
+    unit = torch.equal(_identity_metric(space, torch.ones(())), torch.eye(space.dim))
+    if space.n != 2 or not metric.left or not unit:
+        return _log_diagonal(space, isometric=False)
+    if not _AFFINE:
+        target = SPDMatrices(2)
+        target.metric = 0.25 * target.metric
+        _AFFINE.append(target)
+
+    def stretched(root, factor):
+        return root + (factor - 1) * root.tril(-1)
+
+    def to_model(x):
+        root = stretched(x, math.sqrt(2))
+        return root @ root.mT
+
+    def from_model(y):
+        return stretched(torch.linalg.cholesky(y), math.sqrt(0.5))
+
+    return geometry.Model(_AFFINE[0], to_model, from_model)
+
+
+@geometry.exp.register(*_invariant)
+def _(space, tangent_vec, base_point, n_steps=64):
+    if geometry.model(space).isometric:
+        return geometry.exp.__wrapped__(space, tangent_vec, base_point)
+    # the momentum P of the velocity W at the identity obeys Euler and Poincare's equation
+    # P' = W^T P - P W^T (left), and the point g' = g W: no derivative is taken of anything
+    left = bare_metric(space).left
+    velocity = _at_identity(space, tangent_vec, base_point)
+    metric = _identity_metric(space, velocity)
+    inverse = torch.linalg.inv(metric)
+
+    def derivative(point, momentum):
+        w = linear._combination(space, _entries(momentum) @ inverse)
+        turned = w.mT @ momentum - momentum @ w.mT
+        return (point @ w, turned.tril()) if left else (w @ point, -turned.tril())
+
+    def moved(state, rate, step):
+        return [x + step * v for x, v in zip(state, rate, strict=True)]
+
+    state = [base_point, linear._combination(space, _entries(velocity) @ metric)]
+    step = 1 / n_steps
+    for _ in range(n_steps):  # of Runge and Kutta
+        a = derivative(*state)
+        b = derivative(*moved(state, a, step / 2))
+        c = derivative(*moved(state, b, step / 2))
+        d = derivative(*moved(state, c, step))
+        for rate, weight in ((a, 1), (b, 2), (c, 2), (d, 1)):
+            state = moved(state, rate, weight * step / 6)
+    return state[0]
 
 
 # Unit diagonal: an affine space --------------------------------------------------------
@@ -168,18 +240,3 @@ def _(space):
 
 geometry.exp.register(PLTUnitDiagMatrices)(linear.add)
 geometry.log.register(PLTUnitDiagMatrices)(linear.subtract)
-
-
-# Unit rows -----------------------------------------------------------------------------
-
-
-@geometry.is_compact.register(UnitNormedRowsPLTMatrices)
-@geometry.model.register(UnitNormedRowsPLTMatrices)
-def _(space):
-    true_dim = space.n * (space.n - 1) // 2
-    raise UnsupportedError(
-        f"space: geomstats gives UnitNormedRowsPLTMatrices({space.n}) the dimension "
-        f"{space.dim}, but it has {true_dim}, and every volume depends on it; use the "
-        f"isometric OpenHemispheresProduct({space.n}), or FullRankCorrelationMatrices"
-        f"({space.n}) under PolyHyperbolicCholeskyMetric."
-    )

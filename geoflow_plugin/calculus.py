@@ -61,10 +61,12 @@ def _value_and_divergence(space, field, points, method, n_probes, generator, see
     if interpolate is not None:  # exact, and cheaper than any probe
         return interpolate(lambda x: _vectors(field, x), points)
     directions = _directions(space, points, method, n_probes, generator)
+    frame = None
     if method == "exact" and hasattr(field, "value_and_trace"):
+        frame = seen.frame(space, points, directions)
+    if frame is not None:
         # of the products, what the field adds is known, and what projecting it adds cheap
-        image, basis = seen.frame(space, points, directions)
-        vector, total = field.value_and_trace(image, basis)
+        vector, total = field.value_and_trace(*frame)
 
         def tangent_field(x):
             return seen.tangent(space, vector, x)
@@ -260,27 +262,16 @@ class _Seen:
 
     @staticmethod
     def tangent(space, vector, x):
-        basis = geometry.tangent_basis(space, x).movedim(1, 0).contiguous()
-        _, pushed = _push(space, x, basis)
-        weight = pushed @ vector.flatten(1).unsqueeze(-1)
-        weight = torch.linalg.inv(pushed @ pushed.mT) @ weight
-        return (weight.mT @ basis.flatten(2).movedim(0, 1)).reshape(x.shape)
+        return geometry.pull_back(space, vector, x)
 
     @staticmethod
     def frame(space, x, basis):
-        image, pushed = _push(space, x, basis)
+        if geometry.pull_back.find(space) is not geometry.pull_back.__wrapped__:
+            return None  # what is not a projection there has no trace in closed form
+        image, pushed = geometry.push_embedding(space, basis, x)
         root = torch.linalg.cholesky(pushed @ pushed.mT)
         frame = torch.linalg.solve_triangular(root, pushed, upper=False)
         return image, frame.movedim(1, 0).reshape(len(basis), *image.shape)
-
-
-def _push(space, x, basis):
-    """Images of points, and of a basis at them as rows, (n, dim, size)."""
-    image, pushed = vmap(
-        lambda direction: jvp(lambda p: geometry.embed(space, p), (x,), (direction,)),
-        out_dims=(None, 0),  # type: ignore[arg-type]
-    )(basis)
-    return image, pushed.flatten(2).movedim(0, 1)
 
 
 def _directions(space, points, method, n_probes, generator):

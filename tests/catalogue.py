@@ -117,6 +117,13 @@ def _power_spd():
     return _with(SPDMatrices(2), SPDPowerMetric, image_space=image)
 
 
+def _shapes(k, m):
+    space = PreShapeSpace(k, m)
+    space.equip_with_group_action("rotations")
+    space.equip_with_quotient()
+    return space.quotient
+
+
 _MATRIX = np.array([[2.0, 0.5], [0.5, 1.0]])
 
 CATALOGUE = {
@@ -139,6 +146,8 @@ CATALOGUE = {
     "Stiefel(3, 1)": lambda: Stiefel(3, 1),
     "Grassmannian(4, 2)": lambda: Grassmannian(4, 2),
     "PreShapeSpace(4, 2)": lambda: PreShapeSpace(4, 2),
+    "Kendall shapes (4, 2)": lambda: _shapes(4, 2),
+    "Kendall shapes (4, 3)": lambda: _shapes(4, 3),
     "KleinBottle": lambda: KleinBottle(),
     "R3": lambda: Euclidean(3),
     "R2 with a matrix": lambda: _with(Euclidean(2), EuclideanMetric, metric_matrix=_MATRIX),
@@ -253,9 +262,9 @@ REFUSED = {
         lambda: Hypersphere(2, intrinsic=True),
         "geomstats' own exp, log and belongs are wrong there; use unit vectors",
     ),
-    "Kendall shapes (PreShapeSpace quotient)": (
-        None,
-        "a quotient: densities there need symmetric fields, which are not written yet",
+    "Kendall shapes (6, 4)": (
+        lambda: _shapes(6, 4),
+        "orbits of SO(4) have no volume in closed form",
     ),
     "HPDMatrices(2), complex arrays": (
         lambda: HPDMatrices(2),

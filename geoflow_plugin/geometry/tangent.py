@@ -112,6 +112,29 @@ def constraint_residual(space, point):
     """By how much each point misses the space's defining equations, shape (...,)."""
 
 
+@open_function
+def pull_back(space, vector, base_point):
+    """Tangent vectors (n, *space.shape) of vectors at images under ``embed``.
+
+    Projected on the image of the tangent space, orthogonally, and carried back: what
+    ``to_tangent`` does where ``embed`` is the identity.
+    """
+    basis = tangent_basis(space, base_point).movedim(1, 0).contiguous()
+    _, pushed = push_embedding(space, basis, base_point)
+    weight = pushed @ vector.flatten(1).unsqueeze(-1)
+    weight = torch.linalg.inv(pushed @ pushed.mT) @ weight
+    return (weight.mT @ basis.flatten(2).movedim(0, 1)).reshape(base_point.shape)
+
+
+def push_embedding(space, basis, base_point):
+    """Images under ``embed`` of points, and of a basis (k, n, *shape) as rows (n, k, size)."""
+    image, pushed = vmap(
+        lambda direction: _push(lambda p: embed(space, p), base_point, direction),
+        out_dims=(None, 0),  # type: ignore[arg-type]
+    )(basis)
+    return image, pushed.flatten(2).movedim(0, 1)
+
+
 # The metric --------------------------------------------------------------------------
 
 

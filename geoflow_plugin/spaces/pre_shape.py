@@ -2,10 +2,9 @@
 
 import torch
 from geomstats.geometry.hypersphere import Hypersphere
-from geomstats.geometry.pre_shape import KendallShapeMetric, PreShapeMetric, PreShapeSpace
+from geomstats.geometry.pre_shape import PreShapeMetric, PreShapeSpace
 
 from geoflow_plugin import geometry
-from geoflow_plugin.geometry.dispatch import UnsupportedError
 from geoflow_plugin.spaces.linear import helmert
 
 _SPHERES: dict[int, Hypersphere] = {}
@@ -37,18 +36,8 @@ def _(space):
     )
 
 
-@geometry.model.register(PreShapeSpace, KendallShapeMetric)
-def _(space):
-    raise UnsupportedError(
-        "space: KendallShapeMetric measures shapes, which pre-shapes cover many times "
-        "over, and geomstats keeps the pre-shapes' dimension for them: a density on "
-        "shapes is not supported; use PreShapeSpace with PreShapeMetric."
-    )
-
-
 @geometry.is_compact.register(PreShapeSpace)
 def _(space):
-    geometry.model(space)  # refuses shapes
     return True
 
 

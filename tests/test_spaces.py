@@ -10,7 +10,7 @@ import normflows as nf
 import numpy as np
 import pytest
 import torch
-from catalogue import CATALOGUE, REFUSED
+from catalogue import BANDWIDTHS, CATALOGUE, REFUSED
 
 import geoflow_plugin as gf
 from geoflow_plugin import geometry
@@ -82,7 +82,7 @@ def test_bases_are_distributions(name, law, device):
             pytest.skip("no kernel with a known normaliser on this space")
         generator = torch.Generator(device).manual_seed(2)
         X = distribution.sample(24, generator=generator)
-        distribution = gf.KernelDensity(space, bandwidth=[0.2, 0.4]).fit(X)
+        distribution = gf.KernelDensity(space, BANDWIDTHS.get(name, [0.2, 0.4])).fit(X)
     check_distribution(distribution, n=200)
 
 
@@ -247,8 +247,5 @@ def test_flows_do_not_know_of_seams(name):
         with torch.no_grad():
             for parameter in field.parameters():
                 parameter += 0.05
-        ours = gf.MoserFlow(space, field=field).log_prob(x)
-        expected = gf.MoserFlow(smooth, field=field).log_prob(carry(x))
-        torch.testing.assert_close(ours, expected, atol=2e-3, rtol=0)  # normalisers differ
-        ours = gf.divergence(space, field, x)
-        torch.testing.assert_close(ours, gf.divergence(smooth, field, carry(x)))
+        ours = gf.MoserFlow(space, field=field).ratio(x)
+        torch.testing.assert_close(ours, gf.MoserFlow(smooth, field=field).ratio(carry(x)))

@@ -20,6 +20,11 @@ import torch
 __all__ = ["hidden_layer_flow"]
 
 _SLOPE = {"softplus": torch.sigmoid, "log_cosh": torch.tanh}
+# s'' from s', times a cotangent, in one pass
+_PULL_BACK = {
+    "softplus": torch.ops.aten.sigmoid_backward.grad_input,
+    "log_cosh": torch.ops.aten.tanh_backward.grad_input,
+}
 _STAGES = ((1 / 6, 0.5), (1 / 3, 0.5), (1 / 3, 1.0), (1 / 6, None))  # weight, way to the next
 _BACKWARDS = ((3, None), (2, 0.5), (1, 0.5), (0, 1.0))  # stage, c_i of _ReverseSteps
 _KEPT = 2**23  # numbers that forward leaves to backward; what is beyond is computed again
@@ -62,9 +67,9 @@ def hidden_layer_flow(x, weight, bias, amplitude, activation, step_size, n_steps
     # M itself takes one product a stage in place of two, once it has been made
     width, dim = weight.shape
     if width <= 2 * dim and width <= 4 * n_steps * len(x):
-        factors = (velocity @ weight.mT,)
+        factors = [velocity @ weight.mT]
     else:
-        factors = (velocity, weight.mT)
+        factors = [velocity, weight.mT]
     h = torch.addmm(bias, x, weight.mT)
     slope, curvature = _integrals(h, factors, activation, float(step_size), n_steps)
     log_det = curvature @ (amplitude * weight.square().sum(-1))
@@ -175,10 +180,11 @@ class _Steps:
     """RK4 in place: h <- h + size sum_i w_i s'(h_i) M, with w = (1, 2, 2, 1) / 6."""
 
     def __init__(self, h, factors, activation, size):
-        self.slope, self.linear, self.size = _SLOPE[activation], activation == "softplus", size
+        self.slope, self.pull_back = _SLOPE[activation], _PULL_BACK[activation]
+        self.linear, self.size = activation == "softplus", size
         self.factors = [factor.contiguous() for factor in factors]
         self.weights = h.new_tensor([weight for weight, _ in _STAGES])
-        self.mean = torch.empty_like(h)
+        self.mean = h.new_empty(h.shape)
 
     def new_tape(self, n_steps):
         """Slopes (4 n_steps, n, width) and, of two factors, products (4 n_steps, n, dim)."""
@@ -231,7 +237,7 @@ class _ReverseSteps:
         self.weights = self.level.new_tensor([2, 2, 1, 1])
         self.cotangents = self.level.new_zeros(4 * n_steps + 1, *self.level.shape)
         self.pulled = steps.new_tape(n_steps)[1:]  # c_i times the cotangent of a product
-        self.drift, self.scratch = torch.empty_like(self.level), torch.empty_like(self.level)
+        self.drift = torch.empty_like(self.level)
         self.grads = [torch.zeros_like(factor) for factor in steps.factors]
 
     def run(self, tape, needed):
@@ -268,7 +274,7 @@ class _ReverseSteps:
             cotangent = torch.addcmul(drift, self.tilt, slopes[i], out=cotangents[i])
             if part is not None:
                 cotangent.addmm_(cotangents[i + 1], back, alpha=part * size)
-            self._times_curvature(cotangent, slopes[i])
+            self.steps.pull_back(cotangent, slopes[i], grad_input=cotangent)
 
     def _factored_step(self, slopes, cotangents, pulled):
         """The same where the cotangents go back through two factors."""
@@ -279,12 +285,7 @@ class _ReverseSteps:
                 torch.addmm(drift, cotangents[i + 1], back, alpha=part * size, out=pulled[i])
             cotangent = torch.addcmul(self.level, self.tilt, slopes[i], out=cotangents[i])
             cotangent.addmm_(pulled[i], to_slope)
-            self._times_curvature(cotangent, slopes[i])
-
-    def _times_curvature(self, cotangent, slope):
-        product = torch.mul(cotangent, slope, out=self.scratch)
-        first = product if self.steps.linear else cotangent
-        torch.addcmul(first, product, slope, value=-1, out=cotangent)
+            self.steps.pull_back(cotangent, slopes[i], grad_input=cotangent)
 
 
 def _columns(states):

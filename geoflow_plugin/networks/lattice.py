@@ -6,7 +6,7 @@ import math
 import torch
 from torch import nn
 
-from geoflow_plugin.networks.potentials import _ACTIVATIONS
+from geoflow_plugin.networks.potentials import ACTIVATIONS
 
 __all__ = ["LatticePotential", "lattice_symmetries"]
 
@@ -72,9 +72,9 @@ class LatticePotential(nn.Module):
         _check_sizes(side=side, lattice_dim=lattice_dim, width=width)
         if radius is not None:
             _check_sizes(radius=radius)
-        if activation not in _ACTIVATIONS:
+        if activation not in ACTIVATIONS:
             raise ValueError(
-                f"activation: expected one of {sorted(_ACTIVATIONS)}, got {activation!r}."
+                f"activation: expected one of {sorted(ACTIVATIONS)}, got {activation!r}."
             )
         self.shape = (side,) * lattice_dim
         self.width, self.activation = width, activation
@@ -90,12 +90,12 @@ class LatticePotential(nn.Module):
 
     def forward(self, x):
         """Scalars (n,) at fields (n, n_sites) or (n, side, side, ...)."""
-        value = _ACTIVATIONS[self.activation][0]
+        value = ACTIVATIONS[self.activation][0]
         return value(self._hidden(x)).flatten(2).sum(-1) @ self.amplitude
 
     def gradient(self, x):
         """Gradient, of the shape of the fields."""
-        slope = _ACTIVATIONS[self.activation][1]
+        slope = ACTIVATIONS[self.activation][1]
         return self._spread(slope(self._hidden(x)), x)
 
     def gradient_and_trace(self, x, basis=None):
@@ -113,7 +113,7 @@ class LatticePotential(nn.Module):
         trace : torch.Tensor, shape=(n,)
             Sum of <e_i, Hess e_i>.
         """
-        _, slope_of, curvature_of = _ACTIVATIONS[self.activation]
+        _, slope_of, curvature_of = ACTIVATIONS[self.activation]
         slope = slope_of(self._hidden(x))
         curvature = curvature_of(slope).flatten(2)
         if basis is None:

@@ -9,7 +9,7 @@ from torch.nn.functional import softplus
 __all__ = ["OneHiddenLayerPotential"]
 
 # s and s' of h, and s'' of s'. Softplus turns into a line where it equals one in float64.
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "softplus": (
         lambda h: softplus(h, threshold=40.0),
         torch.sigmoid,
@@ -63,9 +63,9 @@ class OneHiddenLayerPotential(nn.Module):
         for name, size in {"dim": dim, "width": width}.items():
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name}: expected an integer >= 1, got {size!r}.")
-        if activation not in _ACTIVATIONS:
+        if activation not in ACTIVATIONS:
             raise ValueError(
-                f"activation: expected one of {sorted(_ACTIVATIONS)}, got {activation!r}."
+                f"activation: expected one of {sorted(ACTIVATIONS)}, got {activation!r}."
             )
         dtype = dtype or torch.get_default_dtype()
         self.activation = activation
@@ -82,12 +82,12 @@ class OneHiddenLayerPotential(nn.Module):
 
     def forward(self, x):
         """Values (n,) at points (n, *shape)."""
-        value, _, _ = _ACTIVATIONS[self.activation]
+        value, _, _ = ACTIVATIONS[self.activation]
         return value(self._hidden(x)) @ self.amplitude
 
     def gradient(self, x):
         """Gradient in the array, (n, *shape), at points (n, *shape)."""
-        _, slope, _ = _ACTIVATIONS[self.activation]
+        _, slope, _ = ACTIVATIONS[self.activation]
         return self._combined(slope(self._hidden(x)), x)
 
     def gradient_and_trace(self, x, basis=None):
@@ -106,7 +106,7 @@ class OneHiddenLayerPotential(nn.Module):
             :math:`\sum_i \langle e_i, \nabla^2 \phi \, e_i \rangle =
             \sum_k a_k s''(h_k) \sum_i (w_k \cdot e_i)^2`.
         """
-        _, slope, curvature = _ACTIVATIONS[self.activation]
+        _, slope, curvature = ACTIVATIONS[self.activation]
         slopes = slope(self._hidden(x))
         bends = curvature(slopes)
         if basis is None:
@@ -115,6 +115,10 @@ class OneHiddenLayerPotential(nn.Module):
             along = (basis.flatten(2) @ self.weight.mT).square().sum(0)  # (n, width)
             trace = (bends * along) @ self.amplitude
         return self._combined(slopes, x), trace
+
+    def as_hidden_layer(self):
+        """Weight, bias, amplitude and activation, as ``hidden_layer_flow`` takes them."""
+        return self.weight, self.bias, self.amplitude, self.activation
 
     def _hidden(self, x):
         point = x.flatten(1)

@@ -172,13 +172,15 @@ def laplacian(space, potential, points, method="exact", n_probes=1, generator=No
     return _divergence_of_gradient(space, potential, points, method, n_probes, generator)[1]
 
 
-def _divergence_of_gradient(space, potential, points, *how):
+def _divergence_of_gradient(space, potential, points, method, n_probes, generator):
     def field(x):
         return _gradient(space, potential, x)
 
     # without a graph, torch takes first derivatives by kernels that have none (SiLU's)
     with torch.enable_grad():
-        values = _value_and_divergence(space, field, points, *how, _Array)
+        values = _value_and_divergence(
+            space, field, points, method, n_probes, generator, _Array
+        )
     if torch.is_grad_enabled() or is_transformed():
         return values
     return tuple(value.detach() for value in values)

@@ -213,7 +213,7 @@ def test_every_dtype_and_device(activation, width, dtype, device):
     exact = with_gradients(plain_flow, [t.double() for t in tensors], *options)
 
     def error(result, truth):
-        return float((result.cpu().double() - truth).abs().max() / truth.abs().max())
+        return ((result.cpu().double() - truth).abs().max() / truth.abs().max()).item()
 
     for one, other, truth in zip(found, plain, exact, strict=True):
         assert error(one, truth) < 3 * error(other, truth) + 50 * torch.finfo(dtype).eps

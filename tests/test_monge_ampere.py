@@ -71,7 +71,7 @@ def brute_force_log_det(space, layer, x):
 @rows
 def test_log_det_is_that_of_the_jacobian_to_fourth_order(name, device):
     space = CATALOGUE[name]()
-    x, potential = some_points(space, 4, device=device), some_potential(space, device=device)
+    x, potential = some_points(space, 2, device=device), some_potential(space, device=device)
     errors = []
     for n_steps in (3, 6):
         layer = gf.layers.MongeAmpere(space, potential, n_steps=n_steps, step_size=1 / n_steps)
@@ -85,13 +85,13 @@ def test_log_det_is_that_of_the_jacobian_to_fourth_order(name, device):
 @rows
 def test_inverse_undoes_forward(name, device):
     space = CATALOGUE[name]()
-    x, potential = some_points(space, 6, device=device), some_potential(space, device=device)
-    for solver, atol in {"runge_kutta": 1e-6, "reversible": 1e-12}.items():
-        layer = gf.layers.MongeAmpere(space, potential, solver=solver)
+    x, potential = some_points(space, 3, device=device), some_potential(space, device=device)
+    for solver, n_steps, atol in [("runge_kutta", 20, 1e-6), ("reversible", 5, 1e-12)]:
+        layer = gf.layers.MongeAmpere(space, potential, n_steps=n_steps, solver=solver)
         with torch.no_grad():
             y, log_det = layer(x)
             back, inverse_log_det = layer.inverse(y)
-        assert float(geometry.dist(space, x, y).max()) > 0.01  # it moves
+        assert float(geometry.dist(space, x, y).max()) > 0.005  # it moves
         error = (back - x).flatten(1).norm(dim=1)
         if geometry.embed(space, x) is not x:  # arrays may differ across a seam
             error = geometry.dist(space, back, x)
@@ -181,7 +181,7 @@ def test_time_dependent_potentials():
     parts = [some_potential(space, seed=seed) for seed in range(3)]
     potential = TimeDependentPotential(parts, end=1.0)
     x = some_points(space, 4)
-    layer = gf.layers.MongeAmpere(space, potential, n_steps=16, step_size=1 / 16)
+    layer = gf.layers.MongeAmpere(space, potential, n_steps=8, step_size=1 / 8)
     with torch.no_grad():
         expected = brute_force_log_det(space, layer, x)
         y, log_det = layer(x)

@@ -24,6 +24,11 @@ class Data(NamedTuple):
     def __len__(self):
         return len(self.points)
 
+    def part(self, index):
+        """Some of the rows."""
+        given = None if self.context is None else self.context[index]
+        return Data(self.points[index], given)
+
     def rows(self, index):
         """Points of some rows, and their context as a keyword argument."""
         if self.context is None:
@@ -134,13 +139,10 @@ class Flow(Distribution):
                     f"all and validation={validation!r}."
                 )
             order = torch.randperm(len(data), generator=generator).to(self.device)
-            parts = order[n_held_out:], order[:n_held_out]
-            train, held_out = (
-                Data(*(None if t is None else t[part] for t in data)) for part in parts
-            )
-            return train, held_out if n_held_out else None
-        pair = validation if isinstance(validation, tuple) else (validation, None)
-        return data, self._data(*pair, "validation")
+            kept, out = order[n_held_out:], order[:n_held_out]
+            return data.part(kept), data.part(out) if n_held_out else None
+        points, given = validation if isinstance(validation, tuple) else (validation, None)
+        return data, self._data(points, given, "validation")
 
     def _data(self, points, context, name):
         points = as_points(self.space, points, name).to(self.device, self.dtype)

@@ -37,8 +37,8 @@ def hidden_layer_flow(x, weight, bias, amplitude, activation, step_size, n_steps
     for :math:`\phi(x) = \sum_k a_k s(w_k \cdot x + b_k)`.
 
     The reverse pass is written by hand: the exact derivative of these steps in all four
-    tensors, once. Its memory grows like the square root of ``n_steps``. Transforms of
-    torch.func and forward mode take plain operations, which store every stage.
+    tensors, once. It keeps 2^23 numbers at most, and states in number like the square root
+    of ``n_steps``. Transforms of torch.func, and forward mode, take plain operations.
 
     Parameters
     ----------

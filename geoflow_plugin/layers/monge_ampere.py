@@ -105,9 +105,10 @@ class MongeAmpere(Flow):
         if self.solver == "runge_kutta" and context is None and not is_transformed():
             layer = self._hidden_layer()
             if layer is not None:
+                weight, bias, amplitude, activation = layer
                 step_size = (end - start) / self.n_steps
                 flat, log_det = hidden_layer_flow(
-                    x.flatten(1), *layer, step_size, self.n_steps
+                    x.flatten(1), weight, bias, amplitude, activation, step_size, self.n_steps
                 )
                 return flat.reshape(x.shape), log_det
         velocity = _GradientFlow(self.space, self.potential, context)

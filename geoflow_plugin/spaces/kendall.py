@@ -149,7 +149,9 @@ def _(space, point):
 def _(space, vector, base_point):
     # the adjoint, which is bounded where shapes become singular: in the plane it is the
     # projection as well, the embedding being an isometry
-    _, adjoint = vjp(lambda p: geometry.embed(space, p), base_point)
+    _, adjoint = vjp(  # type: ignore[misc]
+        lambda p: geometry.embed(space, p), base_point
+    )
     return geometry.to_tangent(space, adjoint(vector)[0], base_point)
 
 

@@ -28,7 +28,7 @@ def make_flow(side, width, n_steps, symmetric, seed):
             sites, width=width * sites, activation="log_cosh", generator=generator
         )
     space = Euclidean(sites)
-    base = gf.WrappedNormal(space)
+    base = gf.LatticeNormal(space, side) if symmetric else gf.WrappedNormal(space)
     return gf.MongeAmpereFlow(space, base, potential, n_steps=n_steps, step_size=5.0 / n_steps)
 
 

@@ -10,6 +10,7 @@ from geoflow_plugin.diagnostics import check_invertibility, check_normalization
 from geoflow_plugin.distributions.base import Distribution
 from geoflow_plugin.distributions.flow import Flow
 from geoflow_plugin.distributions.kernel_density import KernelDensity
+from geoflow_plugin.distributions.lattice_normal import LatticeNormal
 from geoflow_plugin.distributions.mixture import Mixture
 from geoflow_plugin.distributions.monge_ampere import MongeAmpereFlow
 from geoflow_plugin.distributions.moser import MoserFlow
@@ -30,6 +31,7 @@ __all__ = [
     "Distribution",
     "Flow",
     "KernelDensity",
+    "LatticeNormal",
     "Mixture",
     "MongeAmpereFlow",
     "MoserFlow",

@@ -362,7 +362,7 @@ def test_fit_learns_and_is_reproducible(device):
         flow = flow.to(device)
         flows.append(flow.fit(X, max_steps=16, learning_rate=1e-2, progress=False))
     history = flows[0].history_
-    assert min(history["validation"]) < history["validation"][0] - 0.2
+    assert min(history["validation"]) < history["validation"][0] - 0.1
     assert history["validation"] == flows[1].history_["validation"]
     integral, error = gf.check_normalization(flows[0], n=2000)
     assert abs(integral - 1) < 4 * error + 1e-3
@@ -440,7 +440,7 @@ def test_contexts_are_fitted():
     )
     plain.fit(X, max_steps=20, learning_rate=2e-2, progress=False)
     gain = min(plain.history_["validation"]) - min(given.history_["validation"])
-    assert gain > 0.3
+    assert gain > 0.1
     x = given.sample(5, context=context[:5])
     assert x.shape == (5, 3)
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from geoflow_plugin.networks.potentials import ACTIVATIONS
 
-__all__ = ["LatticePotential", "lattice_symmetries"]
+__all__ = ["LatticePotential", "lattice_orbits", "lattice_symmetries"]
 
 _MOST_SITES = 16**2  # of a dense layer; beyond, Fourier transforms are many times cheaper
 
@@ -78,7 +78,9 @@ class LatticePotential(nn.Module):
             )
         self.shape = (side,) * lattice_dim
         self.width, self.activation = width, activation
-        orbit, n_orbits = _orbits(side, lattice_dim, side if radius is None else radius)
+        orbit, n_orbits = lattice_orbits(
+            side, lattice_dim, math.inf if radius is None else radius
+        )
         self.register_buffer("orbit", orbit, persistent=False)
         kernel = torch.randn(width, n_orbits, generator=generator, dtype=dtype)
         n_sites = int((orbit < n_orbits).sum())
@@ -224,7 +226,7 @@ def _sites(side, lattice_dim):
     return torch.cartesian_prod(*[torch.arange(side)] * lattice_dim).reshape(-1, lattice_dim)
 
 
-def _orbits(side, lattice_dim, radius):
+def lattice_orbits(side, lattice_dim, radius=math.inf):
     """Orbit of every offset under the point group, or past the last one; their number."""
     offsets = _sites(side, lattice_dim)
     folded = torch.minimum(offsets, side - offsets).sort(-1).values

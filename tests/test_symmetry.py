@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from geomstats.geometry.euclidean import Euclidean
 from geomstats.geometry.hypersphere import Hypersphere
 from hypothesis import given
 from hypothesis import strategies as st
@@ -502,3 +503,24 @@ def test_fields_of_another_size_are_refused():
         LatticePotential(4)(torch.zeros(2, 15))
     with pytest.raises(ValueError, match="^side: expected"):
         lattice_symmetries(0)
+
+
+@pytest.mark.parametrize("side", [3, 4])
+def test_the_lattice_normal_is_a_normal_law_and_symmetric(side):
+    sites = side * side
+    law = gf.LatticeNormal(Euclidean(sites), side, dtype=torch.float64)
+    with torch.no_grad():
+        law.log_scale.copy_(torch.linspace(-0.5, 0.7, len(law.log_scale)))
+        eye = torch.eye(sites, dtype=torch.float64)
+        root = law._filtered(eye, law.log_scale[law.orbit].exp())
+        normal = torch.distributions.MultivariateNormal(0 * eye[0], root.mT @ root)
+        x = law.sample(7, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(law.log_prob(x), normal.log_prob(x))
+        drawn = law.sample(20_000, generator=torch.Generator().manual_seed(1))
+        squares = drawn.square()  # entries of one variance, by symmetry
+        gap = (squares.mean(0) - (root.mT @ root).diagonal()).abs()
+        assert bool((gap < 5 * squares.std(0) / 20_000**0.5).all())
+        for image in lattice_symmetries(side)[::5]:
+            torch.testing.assert_close(law.log_prob(x[:, image]), law.log_prob(x))
+    with pytest.raises(ValueError, match="space"):
+        gf.LatticeNormal(Euclidean(sites + 1), side)

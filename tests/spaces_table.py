@@ -27,12 +27,10 @@ laws of tangent spaces, metric, volume element, gradient, divergence, Laplacian,
 distance and chart that the space has, Stokes' theorem and the volume by Monte Carlo),
 `check_distribution` for the base law and for a `KernelDensity`, and for `MoserFlow` 20
 steps of training in float32, then samples on the space and an integral of one within four
-standard errors. The volume is that
-of `space.metric`; ∞ for a space that is not compact.
-exp / log: ✓ there, ✗ not (iterative are the log of Stiefel manifolds,
-and both under the Fisher metrics of beta, gamma and Dirichlet laws; NaN where they do not
-converge). Chart: R^d ⇄ space with exact volume change
-(`layers.Chart`).
+standard errors. The volume is that of `space.metric`; ∞ for a space that is not compact.
+exp / log: ✓ there, ✗ not (iterative are the log of Stiefel manifolds, and both under the
+Fisher metrics of beta, gamma and Dirichlet laws: NaN where they do not converge). Chart:
+R^d ⇄ space with exact volume change (`layers.Chart`).
 
 """
 
@@ -46,11 +44,21 @@ uniform measure of a level set is a pool of 65,536 points from a shell, moved al
 surface; its volume has a stated error (`spaces.level_set_measure.log_volume_error`), means
 over it share an error of 0.4 % of a standard deviation. Up to six numbers a point, compact.
 
-**Normal laws.** On spaces without cut locus, exp of a normal vector; on spheres and SO(n)
-the sum over all preimages; on Stiefel and Grassmann manifolds the Cayley map in place of
-exp; under a metric that is not complete or has no exp in closed form (SPD Euclidean,
-Bures-Wasserstein, power, Lie-Cholesky, correlation quotient, Fisher metrics of beta, gamma,
-Dirichlet ...) the exp of a complete metric on the same set, with the exact change of volume.
+**Normal laws.** On spaces without cut locus, exp of a normal vector; on spheres, SO(n) and
+Kendall shapes the sum over all preimages; on Stiefel and Grassmann manifolds the Cayley map
+in place of exp; under a metric that is not complete or has no exp in closed form (SPD
+Euclidean, Bures-Wasserstein, power, correlation quotient, Fisher metrics of beta, gamma,
+Dirichlet ...) the exp of a complete metric on the same set, with the exact change of volume;
+on matrices of rank k, coordinates of the lower-trapezoidal factor. On generic level sets
+kernels have a bounded reach (a fraction of an estimate of the reach of the surface) and
+`KernelDensity` adds a share of the uniform law; on meshes see [meshes.md](meshes.md).
+
+**Complex spaces** (a tree of their own in geomstats): `gf.spaces.RealView(space)`, whose
+points are `torch.view_as_real` of the complex ones, dimension the real one.
+
+**Kendall shapes** are what `PreShapeSpace(k, m).equip_with_group_action("rotations")` and
+`equip_with_quotient()` make, for m = 2 and 3. For m = 3 shapes of collinear landmarks are
+singular and left out (a null set); wide kernels have integrable spikes there.
 
 **Several arrays, one point.** Through half turns of rotation vectors, the edges of the
 Klein bottle's square, and rotations of a pre-shape, functions of the array are no functions

@@ -1,7 +1,6 @@
 """Frames, planes, pre-shapes, rigid motions, rotation vectors, groups and full rank."""
 
 import math
-import warnings
 
 import numpy as np
 import pytest
@@ -124,10 +123,6 @@ def test_exp_is_geomstats(space):
     y = geometry.exp(space, v, x)
     expected = [space.metric.exp(n(a), n(p)) for a, p in zip(v, x, strict=True)]
     np.testing.assert_allclose(y, np.reshape(expected, y.shape), atol=1e-7)
-    if isinstance(space, Stiefel):
-        with pytest.raises(TypeError, match="log"):
-            geometry.log(space, y, x)
-        return
     torch.testing.assert_close(geometry.log(space, y, x), v)
     length = geometry.inner_product(space, v, v, x).sqrt()
     torch.testing.assert_close(geometry.dist(space, x, y), length)
@@ -308,8 +303,8 @@ def test_carried_densities_are_those_of_the_model(space):
         ends = [torch.cat([s * turn, x[:, k:]], -1) for s in (1, -1)]
         values = [geometry.wrapped_normal_log_prob(space, e, mean, scale) for e in ends]
         torch.testing.assert_close(*values)
-        with pytest.raises(TypeError, match="half turns"):
-            gf.MoserFlow(space)
+        images = [geometry.embed(space, end) for end in ends]
+        torch.testing.assert_close(*images)  # what fields see
         wrapped = geometry.projection(space, torch.cat([1.5 * turn, x[:, k:]], -1))
         torch.testing.assert_close(wrapped, torch.cat([-0.5 * turn, x[:, k:]], -1))
 
@@ -372,12 +367,7 @@ def test_divergences_have_mean_zero(space):
 def test_refusals():
     right = SpecialEuclidean(2, point_type="vector", equip=False)
     right.equip_with_metric(InvariantMetric, left=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        shapes = PreShapeSpace(4, 2)
-        shapes.equip_with_group_action("rotations")
-        shapes.equip_with_quotient()
-    for space in (right, shapes.quotient, SpecialOrthogonal(3, "vector", equip=False)):
+    for space in (right, SpecialOrthogonal(3, "vector", equip=False)):
         with pytest.raises(TypeError):
             geometry.log_volume_element(space, torch.zeros(1, *space.shape))
         with pytest.raises(TypeError):

@@ -137,18 +137,18 @@ def quasi_uniform(space, n, seed=0, device=None, dtype=torch.float64):
 # Normal laws ---------------------------------------------------------------------------
 
 
+def random_normal(shape, like, generator=None):
+    """Standard normal numbers of a shape, of the dtype and device of a tensor."""
+    return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
 @open_function
 def random_tangent_normal(space, base_point, generator=None):
     """Standard normal tangent vectors in the units of the metric."""
     basis = tangent_basis(space, base_point)
     axis = base_point.ndim - len(space.shape)
-    weight = torch.randn(
-        *base_point.shape[:axis],
-        dim(space),
-        generator=generator,
-        device=base_point.device,
-        dtype=base_point.dtype,
-    )
+    shape = (*base_point.shape[:axis], dim(space))
+    weight = random_normal(shape, base_point, generator)
     scale = constant_scale(space)
     if scale is None:
         # coefficients L^-T z have covariance G^-1, G = L L^T the Gram matrix

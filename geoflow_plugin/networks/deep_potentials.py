@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from geoflow_plugin.networks.fields import FourierFeatures, linear
+from geoflow_plugin.networks.fields import FourierFeatures, linear, perceptron
 
 __all__ = ["FourierPotential", "InputConvexPotential", "TimeDependentPotential"]
 
@@ -44,13 +44,9 @@ class FourierPotential(nn.Module):
         super().__init__()
         dtype = dtype or torch.get_default_dtype()
         self.features = FourierFeatures(shape, n_features, max_frequency, generator, dtype)
-        widths = [2 * n_features + context_dim, *[hidden] * depth]
-        layers = []
-        for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
-            layers += [linear(width_in, width_out, generator, dtype), nn.SiLU()]
-        self.hidden = nn.Sequential(*layers)
-        self.out = nn.Linear(widths[-1], 1, bias=False, dtype=dtype)
-        nn.init.zeros_(self.out.weight)
+        self.hidden, self.out = perceptron(
+            2 * n_features + context_dim, hidden, depth, 1, generator, dtype
+        )
 
     def forward(self, x, context=None):
         """Scalars (n,) at points (n, *shape), given contexts (n, context_dim)."""

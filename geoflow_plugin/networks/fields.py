@@ -44,14 +44,9 @@ class FourierField(nn.Module):
         dtype = dtype or torch.get_default_dtype()
         self.shape = tuple(shape)
         self.features = FourierFeatures(shape, n_features, max_frequency, generator, dtype)
-        widths = [2 * n_features, *[hidden] * depth]
-        layers = []
-        for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
-            layers += [linear(width_in, width_out, generator, dtype), nn.SiLU()]
-        self.hidden = nn.Sequential(*layers)
-        self.out = nn.Linear(widths[-1], math.prod(self.shape), dtype=dtype)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.hidden, self.out = perceptron(
+            2 * n_features, hidden, depth, math.prod(self.shape), generator, dtype
+        )
 
     def forward(self, x):
         """Vectors (n, *shape) at points (n, *shape)."""
@@ -75,6 +70,18 @@ class FourierFeatures(nn.Module):
     def forward(self, x):
         phase = x.flatten(1) @ self.frequency.mT
         return torch.cat([phase.sin(), phase.cos()], dim=-1) * self.amplitude
+
+
+def perceptron(size, hidden, depth, n_outputs, generator, dtype):
+    """Hidden layers, and a last one that starts at zero."""
+    widths = [size, *[hidden] * depth]
+    layers = []
+    for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+        layers += [linear(width_in, width_out, generator, dtype), nn.SiLU()]
+    out = nn.Linear(widths[-1], n_outputs, dtype=dtype)
+    nn.init.zeros_(out.weight)
+    nn.init.zeros_(out.bias)
+    return nn.Sequential(*layers), out
 
 
 def linear(width_in, width_out, generator, dtype):

@@ -192,13 +192,8 @@ def _(space, covector, base_point):
 
 @geometry.random_tangent_normal.register(*_affine)
 def _(space, base_point, generator=None):
-    normal = torch.randn(
-        *base_point.shape[:-3],
-        space.dim,
-        generator=generator,
-        device=base_point.device,
-        dtype=base_point.dtype,
-    )
+    shape = (*base_point.shape[:-3], space.dim)
+    normal = geometry.random_normal(shape, base_point, generator)
     root = torch.linalg.cholesky(widen(base_point))
     normal = _congruent(widen(linear._combination(space, normal)), root)
     return narrow(normal) / math.sqrt(geometry.outer_scale(space))

@@ -212,12 +212,7 @@ def _(space, point_a, point_b):
 def _(space, base_point, generator=None):
     # a normal vector at the origin, boosted to the point
     spatial = base_point[..., 1:]
-    normal = torch.randn(
-        spatial.shape,
-        generator=generator,
-        device=base_point.device,
-        dtype=base_point.dtype,
-    )
+    normal = geometry.random_normal(spatial.shape, base_point, generator)
     along = _dot(spatial, normal)
     moved = normal + along / (1 + base_point[..., :1]) * spatial
     return torch.cat([along, moved], dim=-1) / math.sqrt(geometry.outer_scale(space))

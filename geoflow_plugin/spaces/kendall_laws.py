@@ -21,9 +21,7 @@ _STEPS = 40  # of Newton's method on polynomials, beyond their largest root
 
 @geometry.random_tangent_normal.register(*_SHAPES)
 def _(space, base_point, generator=None):
-    normal = torch.randn(
-        base_point.shape, generator=generator, device=base_point.device, dtype=base_point.dtype
-    )
+    normal = geometry.random_normal(base_point.shape, base_point, generator)
     scale = math.sqrt(geometry.metric_scale(space))
     return geometry.to_tangent(space, normal, base_point) / scale
 

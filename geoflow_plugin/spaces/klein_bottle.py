@@ -163,9 +163,7 @@ def _(space, bandwidth):
 @geometry.random_kernel.register(KleinBottle, KleinBottleMetric)
 def _(space, center, bandwidth, generator=None):
     h = bandwidth / math.sqrt(geometry.metric_scale(space))
-    normal = torch.randn(
-        h.shape, generator=generator, device=center.device, dtype=center.dtype
-    )
+    normal = geometry.random_normal(h.shape, center, generator)
     dx = (math.pi * h * normal).atan() / math.pi
     start = torch.stack([torch.ones_like(h), torch.zeros_like(h)], dim=-1)
     turned = geometry.random_kernel(_circle(), start, 2 * math.pi * h, generator)

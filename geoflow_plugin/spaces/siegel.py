@@ -187,13 +187,8 @@ def _(space, point, base_point):
 
 @geometry.random_tangent_normal.register(*_siegel)
 def _(space, base_point, generator=None):
-    normal = torch.randn(
-        *base_point.shape[:-3],
-        space.dim,
-        generator=generator,
-        device=base_point.device,
-        dtype=base_point.dtype,
-    )
+    shape = (*base_point.shape[:-3], space.dim)
+    normal = geometry.random_normal(shape, base_point, generator)
     left, right = _roots(widen(base_point))
     normal = left @ widen(linear._combination(space, normal)) @ right.mT
     return narrow(normal) / math.sqrt(geometry.outer_scale(space))

@@ -131,13 +131,8 @@ def _(space, point_a, point_b):
 
 @geometry.random_tangent_normal.register(SPDMatrices, SPDAffineMetric)
 def _(space, base_point, generator=None):
-    normal = torch.randn(
-        *base_point.shape[:-2],
-        space.dim,
-        generator=generator,
-        device=base_point.device,
-        dtype=base_point.dtype,
-    )
+    shape = (*base_point.shape[:-2], space.dim)
+    normal = geometry.random_normal(shape, base_point, generator)
     root = torch.linalg.cholesky(base_point)
     normal = _congruent(linear._combination(space, normal), root)
     return normal / math.sqrt(geometry.outer_scale(space))

@@ -210,9 +210,7 @@ def _von_mises_gap(dim, kappa, generator):
 
     def propose(kappa):
         # normal proposals where concentrated, uniform ones where not
-        normal = torch.randn(
-            kappa.shape, generator=generator, device=kappa.device, dtype=kappa.dtype
-        )
+        normal = geometry.random_normal(kappa.shape, kappa, generator)
         uniform = torch.rand(
             2, *kappa.shape, generator=generator, device=kappa.device, dtype=kappa.dtype
         )
@@ -230,13 +228,7 @@ def _von_mises_fisher_gap(dim, kappa, generator):
     """1 - <x, center> for dim >= 2, density ~ exp(-kappa w) (w (2 - w))^(dim/2 - 1)."""
 
     def propose(kappa):
-        normal = torch.randn(
-            *kappa.shape,
-            dim + 1,
-            generator=generator,
-            device=kappa.device,
-            dtype=kappa.dtype,
-        )
+        normal = geometry.random_normal((*kappa.shape, dim + 1), kappa, generator)
         uniform = torch.rand(
             kappa.shape, generator=generator, device=kappa.device, dtype=kappa.dtype
         ).log()

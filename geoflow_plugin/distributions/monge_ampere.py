@@ -2,6 +2,7 @@
 
 import torch
 
+from geoflow_plugin import geometry
 from geoflow_plugin.distributions.base import sample_from
 from geoflow_plugin.distributions.checks import check_component
 from geoflow_plugin.distributions.flow import Flow, dtype_of
@@ -85,12 +86,12 @@ class MongeAmpereFlow(Flow):
     @classmethod
     def supports(cls, space):
         """Whether gradients and a default base can be put on the space."""
-        try:
-            MongeAmpere(space)
-            cls._base_class(space)
+        try:  # without making a potential, which would draw from torch's global stream
+            flows = geometry.interpolation(space) is None
+            base = cls._base_class(space)
         except (TypeError, AttributeError):
             return False
-        return super().supports(space) and cls._base_class(space).supports(space)
+        return flows and super().supports(space) and base.supports(space)
 
     @property
     def potential(self):

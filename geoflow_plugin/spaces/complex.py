@@ -15,11 +15,11 @@ from geoflow_plugin import geometry
 from geoflow_plugin.spaces import linear
 from geoflow_plugin.spaces.hyperbolic import hyperboloid
 from geoflow_plugin.spaces.matrix_functions import (
+    bracket_log_volume,
     log_determinant,
     matrix_exp,
     matrix_log,
     squared_arsinh_quotient,
-    symmetrize,
     trace,
 )
 from geoflow_plugin.spaces.poincare import (
@@ -125,13 +125,7 @@ def exp_log_volume(tangent, basis):
         squared bracket on the basis: a power series, smooth at repeated eigenvalues.
     """
     product = tangent.unsqueeze(-3) @ basis
-    bracket = (product - product.mT).flatten(-2)
-    square = bracket @ bracket.mT / 4
-    eye = torch.eye(len(basis), dtype=square.dtype, device=square.device)
-    series = torch.zeros_like(square)
-    for k in range(28, -1, -1):
-        series = series @ square / ((2 * k + 2) * (2 * k + 3)) + eye
-    return log_determinant(symmetrize(series))
+    return bracket_log_volume((product - product.mT).flatten(-2))
 
 
 # The disk: a quarter of the metric of the ball ------------------------------------------

@@ -112,8 +112,17 @@ def exp_log_volume(symmetric):
     basis = linear.skew_basis(n, symmetric)
     bracket = symmetric.unsqueeze(-3) @ basis
     bracket = (bracket + bracket.mT).flatten(-2)  # [A, S], since S is skew
+    return bracket_log_volume(bracket)
+
+
+def bracket_log_volume(bracket):
+    """Log determinant of sinh(A) / A, A^2 a quarter of the squared bracket, (...,).
+
+    By a power series, smooth at repeated eigenvalues; ``bracket`` has the images of a
+    basis as its rows, (..., k, size).
+    """
     square = bracket @ bracket.mT / 4
-    eye = torch.eye(len(basis), dtype=square.dtype, device=square.device)
+    eye = torch.eye(square.shape[-1], dtype=square.dtype, device=square.device)
     series = torch.zeros_like(square)
     for k in range(28, -1, -1):
         series = series @ square / ((2 * k + 2) * (2 * k + 3)) + eye

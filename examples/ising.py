@@ -17,30 +17,42 @@ from geomstats.geometry.euclidean import Euclidean
 import geoflow_plugin as gf
 
 
-def make_flow(side, width, n_steps, symmetric, seed):
-    """A flow from white noise, with or without the symmetries of the lattice."""
+def make_flow(side, width, n_blocks, symmetric, seed):
+    """Gradient flows one upon the other, from a normal law that is learned with them."""
     generator = torch.Generator().manual_seed(seed)
-    sites = side * side
-    if symmetric:
-        potential = gf.networks.LatticePotential(side, width=width, generator=generator)
-    else:  # as many hidden units, each with weights of its own
-        potential = gf.networks.OneHiddenLayerPotential(
-            sites, width=width * sites, activation="log_cosh", generator=generator
+    space = Euclidean(side**2)
+    flow = gf.LatticeNormal(space, side)
+    n_steps = 1 if symmetric else 4
+    for _ in range(n_blocks):
+        if symmetric:
+            potential = gf.networks.LatticePotential(side, width=width, generator=generator)
+        else:  # as many hidden units, each with weights of its own
+            potential = gf.networks.OneHiddenLayerPotential(
+                side**2, width * side**2, activation="log_cosh", generator=generator
+            )
+        flow = gf.MongeAmpereFlow(
+            space, flow, potential, n_steps=n_steps, step_size=1 / (n_steps * n_blocks)
         )
-    space = Euclidean(sites)
-    base = gf.LatticeNormal(space, side) if symmetric else gf.WrappedNormal(space)
-    return gf.MongeAmpereFlow(space, base, potential, n_steps=n_steps, step_size=5.0 / n_steps)
+    return flow
+
+
+def refine(flow, factor):
+    """Shorten the steps of a flow, and of those that it stands on."""
+    while isinstance(flow, gf.MongeAmpereFlow):
+        flow.layer.n_steps *= factor
+        flow.layer.step_size /= factor
+        flow = flow.base
 
 
 def main():
     """Train, and compare with the exact free energy."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=4)
-    parser.add_argument("--width", type=int, default=8, help="kernels of the potential")
-    parser.add_argument("--n-steps", type=int, default=5, help="Runge-Kutta steps of training")
-    parser.add_argument("--steps", type=int, default=1500, help="optimiser steps")
+    parser.add_argument("--width", type=int, default=4, help="kernels of a potential")
+    parser.add_argument("--blocks", type=int, default=5, help="flows, one upon the other")
+    parser.add_argument("--steps", type=int, default=1000, help="optimiser steps")
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=3e-2)
+    parser.add_argument("--learning-rate", type=float, default=5e-3)
     parser.add_argument("--without-symmetry", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
@@ -51,11 +63,11 @@ def main():
     flow = make_flow(
         side,
         arguments.width,
-        arguments.n_steps,
+        arguments.blocks,
         not arguments.without_symmetry,
         arguments.seed,
     )
-    n_parameters = sum(p.numel() for p in flow.potential.parameters())
+    n_parameters = sum(p.numel() for p in flow.parameters())
     start = time.perf_counter()
     flow.fit_target(
         target,
@@ -66,7 +78,7 @@ def main():
         device=arguments.device,
     )
     seconds = time.perf_counter() - start
-    flow.layer.n_steps, flow.layer.step_size = 4 * arguments.n_steps, flow.layer.step_size / 4
+    refine(flow, 4)
     draws = torch.Generator(arguments.device).manual_seed(1)
     found = gf.free_energy(flow, target, 20_000, draws)
     exact, coarse = -target.log_partition / sites, flow.free_energy_.value / sites

@@ -108,6 +108,7 @@ def main(args):
         ax = figure.add_subplot(1, 3, i + 1, projection="3d", title=title)
         ax.view_init(elev=15, azim=-120, vertical_axis="y")
         plot_density(distribution, test[:500] if i == 2 else None, ax=ax)
+    figure.axes[-1].remove()  # the scale of a uniform law
     figure.savefig(args.output, dpi=150)
     plt.close(figure)
     print(f"picture       {args.output}")

@@ -128,7 +128,7 @@ def main(args):
     torch.manual_seed(args.seed)
     potential = gf.networks.OneHiddenLayerPotential(784, 1024)
     flow = gf.MongeAmpereFlow(
-        Euclidean(784), potential=potential, n_steps=args.n_steps, step_size=0.1
+        Euclidean(784), potential=potential, n_steps=args.n_steps, step_size=10 / args.n_steps
     )
     print(f"weights         {sum(p.numel() for p in potential.parameters())}\n")
     start = time.perf_counter()
@@ -170,7 +170,12 @@ if __name__ == "__main__":
     add = parser.add_argument
     add("--steps", type=int, default=2000, help="of the optimiser; the paper's run: 274,000")
     add("--batch-size", type=int, default=100)
-    add("--n-steps", type=int, default=100, help="Runge-Kutta steps of 0.1; the paper: 100")
+    add(
+        "--n-steps",
+        type=int,
+        default=100,
+        help="Runge-Kutta steps over time 10; the paper: 100",
+    )
     add("--learning-rate", type=float, default=1e-3)
     add("--noise", type=int, default=1, help="draws of the training noise, 157 MB each")
     add("--points", type=int, help="use at most so many images of each part")

@@ -9,6 +9,8 @@ from geoflow_plugin.calculus import divergence, gradient, laplacian
 from geoflow_plugin.diagnostics import check_invertibility, check_normalization
 from geoflow_plugin.distributions.base import Distribution
 from geoflow_plugin.distributions.flow import Flow
+from geoflow_plugin.distributions.free_form import FreeFormInjectiveFlow
+from geoflow_plugin.distributions.injective import InjectiveFlow
 from geoflow_plugin.distributions.kernel_density import KernelDensity
 from geoflow_plugin.distributions.lattice_normal import LatticeNormal
 from geoflow_plugin.distributions.mixture import Mixture
@@ -24,17 +26,22 @@ from geoflow_plugin.equip import (
     register_distribution,
     unregister,
 )
+from geoflow_plugin.outliers import OutlierStump, outlier_scores
+from geoflow_plugin.volume_change import log_volume_change, log_volume_change_and_error
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Distribution",
     "Flow",
+    "FreeFormInjectiveFlow",
+    "InjectiveFlow",
     "KernelDensity",
     "LatticeNormal",
     "Mixture",
     "MongeAmpereFlow",
     "MoserFlow",
+    "OutlierStump",
     "Uniform",
     "WrappedNormal",
     "available_distributions",
@@ -48,7 +55,10 @@ __all__ = [
     "gradient",
     "laplacian",
     "layers",
+    "log_volume_change",
+    "log_volume_change_and_error",
     "networks",
+    "outlier_scores",
     "register",
     "register_distribution",
     "spaces",

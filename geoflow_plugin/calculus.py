@@ -2,7 +2,8 @@
 
 With E a Frobenius-orthonormal tangent basis, the flat divergence of a tangent field u is
 sum_i <e_i, D_{e_i} u>: dim forward-mode products, batched, that depend only on values on
-the manifold. The metric adds the derivative of its log volume element along u. A space
+the manifold. Of u = P v with v and sum_i <e_i, D_{e_i} v> in closed form, what is left is
+sum_i <e_i, (D_{e_i} P) v> = <H, v>, H the mean curvature vector. The metric adds the derivative of its log volume element along u. A space
 with edges, where no field has such derivatives, interpolates it (``interpolation``).
 """
 
@@ -61,24 +62,17 @@ def _value_and_divergence(space, field, points, method, n_probes, generator, see
     if interpolate is not None:  # exact, and cheaper than any probe
         return interpolate(lambda x: _vectors(field, x), points)
     directions = _directions(space, points, method, n_probes, generator)
-    frame = None
     if method == "exact" and hasattr(field, "value_and_trace"):
-        frame = seen.frame(space, points, directions)
-    if frame is not None:
-        # of the products, what the field adds is known, and what projecting it adds cheap
-        vector, total = field.value_and_trace(*frame)
+        known = seen.closed_form(space, field, points, directions)
+        if known is not None:
+            tangent_vec, total = known
+            return tangent_vec, total + _volume_term(space, points, tangent_vec)
 
-        def tangent_field(x):
-            return seen.tangent(space, vector, x)
-
-    else:
-        total = 0.0
-
-        def tangent_field(x):
-            return seen.tangent(space, _vectors(field, seen.image(space, x)), x)
+    def tangent_field(x):
+        return seen.tangent(space, _vectors(field, seen.image(space, x)), x)
 
     products, tangent_vec = _products(tangent_field, points, directions, len(space.shape))
-    total = total + (products.mean(0) if method == "hutchinson" else products.sum(0))
+    total = products.mean(0) if method == "hutchinson" else products.sum(0)
     return tangent_vec, total + _volume_term(space, points, tangent_vec)
 
 
@@ -203,7 +197,7 @@ def gradient_and_laplacian(space, potential, points):
         As for ``gradient``. A method ``gradient_and_trace(points, basis)``, which returns
         the ambient gradient and the sum of <e_i, Hess e_i> over a basis (dim, n,
         *space.shape), None for that of the array, is used where the metric is a
-        constant times the Frobenius product.
+        constant times the Frobenius product, on each factor of a product.
     points : torch.Tensor, shape=(n, *space.shape)
 
     Returns
@@ -211,23 +205,30 @@ def gradient_and_laplacian(space, potential, points):
     gradient : torch.Tensor, shape=(n, *space.shape)
     laplacian : torch.Tensor, shape=(n,)
     """
-    if hasattr(potential, "gradient_and_trace") and geometry.embed(space, points) is points:
-        if geometry.is_euclidean(space):
-            value, trace = potential.gradient_and_trace(points)
-            scale = geometry.metric_scale(space)
-            return value / scale, trace / scale
-        scale = geometry.constant_scale(space)
-        if scale is not None:
-            value, trace = value_and_divergence(space, _GradientField(potential), points)
-            return value / scale, trace / scale
-    return _divergence_of_gradient(space, potential, points, "exact", 1, None)
+    if not hasattr(potential, "gradient_and_trace") or _is_more_than_an_array(space, points):
+        return _divergence_of_gradient(space, potential, points, "exact", 1, None)
+    if geometry.is_euclidean(space):
+        value, trace = potential.gradient_and_trace(points)
+        scale = geometry.metric_scale(space)
+        return value / scale, trace / scale
+    weight = geometry.frobenius_weight(space, points)
+    if weight is None:
+        return _divergence_of_gradient(space, potential, points, "exact", 1, None)
+    basis = geometry.tangent_basis(space, points).movedim(1, 0) / weight**0.5
+    value, trace = potential.gradient_and_trace(points, basis)
+    value = value / weight
+    bend = geometry.mean_curvature(space, points)
+    return geometry.to_tangent(space, value, points), trace + _row_products(bend, value)
 
 
-class _GradientField:
-    """The ambient gradient of a potential that knows it, as a field."""
+def _is_more_than_an_array(space, points):
+    """Whether functions of the array need help to be functions on the space."""
+    embedded = geometry.embed(space, points) is not points
+    return embedded or geometry.interpolation(space) is not None
 
-    def __init__(self, potential):
-        self.value_and_trace = potential.gradient_and_trace
+
+def _row_products(a, b):
+    return (a * b).flatten(1).sum(-1)
 
 
 def _vectors(field, x):
@@ -251,8 +252,10 @@ class _Array:
         return geometry.to_tangent(space, vector, x)
 
     @staticmethod
-    def frame(space, x, basis):
-        return x, basis
+    def closed_form(space, field, x, basis):
+        vector, trace = field.value_and_trace(x, basis)
+        bend = geometry.mean_curvature(space, x)
+        return geometry.to_tangent(space, vector, x), trace + _row_products(bend, vector)
 
 
 class _Seen:
@@ -267,13 +270,19 @@ class _Seen:
         return geometry.pull_back(space, vector, x)
 
     @staticmethod
-    def frame(space, x, basis):
+    def closed_form(space, field, x, basis):
         if geometry.pull_back.find(space) is not geometry.pull_back.__wrapped__:
             return None  # what is not a projection there has no trace in closed form
         image, pushed = geometry.push_embedding(space, basis, x)
         root = torch.linalg.cholesky(pushed @ pushed.mT)
         frame = torch.linalg.solve_triangular(root, pushed, upper=False)
-        return image, frame.movedim(1, 0).reshape(len(basis), *image.shape)
+        frame = frame.movedim(1, 0).reshape(len(basis), *image.shape)
+        vector, trace = field.value_and_trace(image, frame)
+        # what the projection of a constant vector adds
+        products, tangent_vec = _products(
+            lambda y: geometry.pull_back(space, vector, y), x, basis, len(space.shape)
+        )
+        return tangent_vec, trace + products.sum(0)
 
 
 def _directions(space, points, method, n_probes, generator):

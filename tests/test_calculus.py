@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import (
     COMPACT,
+    NAMES,
     assert_mean,
     make_space,
     points,
@@ -400,6 +401,56 @@ def test_stokes_by_quasi_monte_carlo(space):
     )
     assert_mean(means, 0.0)
     assert means.abs().max() < 0.2 * field.outer.abs().max()
+
+
+# Closed forms -------------------------------------------------------------------------
+
+
+@spaces()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_mean_curvature_is_the_divergence_of_projected_constants(space, dtype, device):
+    x, v = points(space, 6, dtype, device), points(space, 6, dtype, device).flip(0)
+    bend = geometry.mean_curvature(space, x)
+    assert_close((bend * v).flatten(1).sum(-1), gf.divergence(space, lambda y: v, x), 10.0)
+    # it is normal, and what every space that registered nothing gets
+    assert float(geometry.to_tangent(space, bend, x).abs().max()) < 1e-5
+    assert_close(bend, geometry.mean_curvature.__wrapped__(space, x), 10.0)
+
+
+@spaces()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@given(seed=seeds, factor=st.floats(0.1, 10.0))
+def test_closed_forms_of_potentials(space, dtype, device, seed, factor):
+    space.metric = factor * make_space(space.name).metric
+    size = math.prod(space.shape)
+    hidden = gf.networks.OneHiddenLayerPotential(
+        size, 9, generator=_generator(seed), dtype=torch.float64
+    )
+    x = points(space, 6, dtype, device)
+    hidden.initialize(x.cpu(), 3.0, _generator(seed))
+    hidden.amplitude.data.mul_(100)
+    hidden.to(device, dtype)
+    gradient, laplacian = gf.calculus.gradient_and_laplacian(space, hidden, x)
+    scale = 10 / factor
+    assert_close(gradient, gf.gradient(space, hidden, x), scale)
+    assert_close(laplacian, gf.laplacian(space, hidden, x), scale)
+
+
+@spaces("S2", "T3", "SO3", "S2xSO3")
+def test_fields_that_know_their_trace(space):
+    field, x = Field(space), points(space, 6)
+
+    def value_and_trace(y, basis):
+        products = [torch.func.jvp(field, (y,), (e.contiguous(),))[1] * e for e in basis]
+        return field(y), sum(product.flatten(1).sum(-1) for product in products)
+
+    known = lambda y: field(y)  # noqa: E731 - a function with a method
+    known.value_and_trace = value_and_trace
+    values = gf.calculus.value_and_divergence(space, known, x)
+    for ours, expected in zip(
+        values, gf.calculus.value_and_divergence(space, field, x), strict=True
+    ):
+        assert_close(ours, expected, 10.0)
 
 
 # Hutchinson ---------------------------------------------------------------------------

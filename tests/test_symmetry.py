@@ -14,7 +14,6 @@ from torch import nn
 from torch.func import grad, hessian, jvp, vmap
 
 import geoflow_plugin as gf
-from geoflow_plugin.integrators import hidden_layer_flow
 from geoflow_plugin.networks.groups import cyclic, generate, permutations, sign_flip
 from geoflow_plugin.networks.lattice import LatticePotential, lattice_symmetries
 from geoflow_plugin.networks.symmetric import SymmetricPotential
@@ -335,7 +334,7 @@ def test_other_refusals():
 
 LATTICES = {
     "4 x 4": {"side": 4},
-    "5 x 5, softplus, near": {"side": 5, "activation": "softplus", "radius": 1},
+    "5 x 5, softplus": {"side": 5, "activation": "softplus"},
     "3 x 3 x 3": {"side": 3, "lattice_dim": 3},
     "ring of 6, softplus": {"side": 6, "lattice_dim": 1, "activation": "softplus"},
     "2 x 2": {"side": 2},
@@ -347,7 +346,7 @@ ALL_LATTICES = pytest.mark.parametrize("name", LATTICES)
 def lattice_potential(name, dtype=torch.float64, device="cpu"):
     generator = torch.Generator().manual_seed(3)
     potential = LatticePotential(**LATTICES[name], width=3, generator=generator, dtype=dtype)
-    for parameter in (potential.amplitude, potential.bias):
+    for parameter in (potential.amplitude, potential.bias, potential.quadratic):
         if parameter is not None:
             nn.init.normal_(parameter, generator=generator)
     return potential.to(device)
@@ -407,64 +406,31 @@ def test_lattice_potential_is_what_its_definition_says(name):
         def activation(h):
             return h.cosh().log()
 
-    kernels = torch.nn.functional.pad(potential.kernel, (0, 1))[:, potential.orbit]
-    kernels = kernels.reshape(3, *potential.shape)
     axes = tuple(range(-len(potential.shape), 0))
-    total = torch.zeros(2, dtype=torch.float64)
+    spectra = potential.spectrum[:, potential.orbit].reshape(3, *potential.shape)
+    kernels = torch.fft.ifftn(spectra, dim=axes).real
+    form = potential.quadratic[potential.orbit].reshape(potential.shape)
+    waves = torch.fft.fftn(x, dim=axes, norm="ortho")
+    total = (waves.abs().square() * form).flatten(1).sum(1) / 2
     for shift in itertools.product(*[range(s) for s in potential.shape]):
         near = x.roll(shift, axes).flatten(1) @ kernels.flatten(1).mT
         total = total + activation(near + bias) @ potential.amplitude
     assert_close(potential(x), total, scale=30)
     assert_close(potential(x.flatten(1)), total, scale=30)
     assert potential.gradient(x).shape == x.shape
-    radius = LATTICES[name].get("radius")
-    if radius is not None:
-        reach = (kernels != 0).nonzero()[:, 1:]
-        assert int(torch.minimum(reach, potential.shape[0] - reach).max()) == radius
 
 
-@ALL_LATTICES
-@DTYPES
-def test_lattice_potential_as_a_hidden_layer(name, dtype, device):
-    potential = lattice_potential(name, dtype, device)
-    n_sites = math.prod(potential.shape)
-    layer = potential.as_hidden_layer()
-    assert layer[0].shape == (3 * n_sites, n_sites) and layer[3] == potential.activation
-    x = draw(3, n_sites, dtype=dtype, device=device)
-    step = 1e-2
-    moved, log_det = hidden_layer_flow(x, *layer, step_size=step, n_steps=1)
-
-    def stage(y):
-        return potential.gradient_and_trace(y)
-
-    first, second = stage(x), stage(x + step / 2 * stage(x)[0])
-    third = stage(x + step / 2 * second[0])
-    last = stage(x + step * third[0])
-    terms = zip(first, second, third, last, strict=True)
-    change, growth = (step / 6 * (a + 2 * b + 2 * c + d) for a, b, c, d in terms)
-    assert_close(moved, x + change)
-    assert_close(log_det, growth)
-    g = lattice_symmetries(potential.shape[0], len(potential.shape))[-1].to(device)
-    image, image_log_det = hidden_layer_flow(x[:, g], *layer, step_size=step, n_steps=1)
-    assert_close(image, moved[:, g])
-    assert_close(image_log_det, log_det)
-    (moved.square().sum() + log_det.sum()).backward()
-    for parameter in potential.parameters():
-        assert bool(parameter.grad.isfinite().all()) and bool(parameter.grad.abs().max() > 0)
-
-
-def test_large_lattices_have_no_dense_layer():
-    potential = LatticePotential(17, width=1, dtype=torch.float64)
+def test_a_lattice_potential_keeps_the_digits_of_a_wider_dtype():
+    potential = LatticePotential(5).double()
     nn.init.ones_(potential.amplitude)
-    assert not hasattr(potential, "as_hidden_layer")
-    assert not hasattr(SymmetricPotential(potential, sign_flip(17**2)), "as_hidden_layer")
-    x = draw(2, 17**2)
-    gradient, _ = potential.gradient_and_trace(x)
-    assert_close(gradient, grad(lambda x: potential(x).sum())(x), scale=10)
+    x = draw(2, 25)
+    assert_close(potential.gradient(x), grad(lambda x: potential(x).sum())(x), scale=10)
+    translated = x.reshape(2, 5, 5).roll(1, -1).flatten(1)
+    assert_close(potential(translated), potential(x), scale=30)
 
 
 def test_average_of_a_softplus_lattice_is_even():
-    potential = lattice_potential("5 x 5, softplus, near")
+    potential = lattice_potential("5 x 5, softplus")
     symmetric = SymmetricPotential(potential, sign_flip(25))
     x = draw(3, 25)
     assert float((potential(-x) - potential(x)).detach().abs().min()) > 1e-3
@@ -476,7 +442,7 @@ def test_a_lattice_potential_starts_small_and_by_its_generator():
     first, second = (
         LatticePotential(4, generator=torch.Generator().manual_seed(7)) for _ in range(2)
     )
-    assert torch.equal(first.kernel, second.kernel)
+    assert torch.equal(first.spectrum, second.spectrum)
     assert float(first.gradient(draw(9, 16, dtype=torch.float32)).detach().abs().mean()) < 0.1
 
 
@@ -488,7 +454,6 @@ def test_a_lattice_potential_starts_small_and_by_its_generator():
         {"side": True},
         {"lattice_dim": 0},
         {"width": 0},
-        {"radius": 0},
         {"activation": "relu"},
     ],
 )

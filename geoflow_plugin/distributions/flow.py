@@ -1,7 +1,5 @@
 """Distributions that learn: the fit of a flow, and its base."""
 
-from typing import NamedTuple
-
 import torch
 
 from geoflow_plugin import geometry
@@ -10,30 +8,20 @@ from geoflow_plugin.distributions.checks import as_device, as_points, check_fit_
 from geoflow_plugin.distributions.reverse_kl import free_energy, target_log_prob
 from geoflow_plugin.distributions.uniform import Uniform
 from geoflow_plugin.distributions.wrapped_normal import WrappedNormal
-from geoflow_plugin.training import minimize
+from geoflow_plugin.training import (
+    Checkpoint,
+    Data,
+    generator_at,
+    minimize,
+    own_stream,
+    processes,
+    shuffled,
+    split,
+)
 
 __all__ = ["Data", "Flow", "dtype_of"]
 
-
-class Data(NamedTuple):
-    """Points and what they are conditioned on, row by row."""
-
-    points: torch.Tensor
-    context: torch.Tensor | None = None
-
-    def __len__(self):
-        return len(self.points)
-
-    def part(self, index):
-        """Some of the rows."""
-        given = None if self.context is None else self.context[index]
-        return Data(self.points[index], given)
-
-    def rows(self, index):
-        """Points of some rows, and their context as a keyword argument."""
-        if self.context is None:
-            return self.points[index], {}
-        return self.points[index], {"context": self.context[index]}
+_DOUBT_WEIGHT = 10.0  # of squared nats: half a nat of doubt costs as much as 2.5 nats
 
 
 class Flow(Distribution):
@@ -60,24 +48,33 @@ class Flow(Distribution):
         seed=0,
         device=None,
         progress=True,
+        checkpoint=None,
+        resume=False,
+        callback=None,
     ):
         """Learn the parameters from points, and keep those best on held-out points.
 
         Calling it again goes on from the weights it left, save those of a field that
-        places itself on the data (``SourceField``): that starts anew.
+        places itself on the data (``SourceField``): that starts anew. Started by torchrun,
+        or in a process group, every process takes its share of each batch.
 
         Parameters
         ----------
-        X : torch.Tensor or array, shape=(n, *space.shape)
-            Points of the space, converted to the dtype and device of the flow.
-        validation : float, tensor, array or None
+        X : torch.Tensor, array, Dataset or DataLoader
+            Points of the space, shape=(n, *space.shape), converted to the dtype and device
+            of the flow; or a torch.utils.data.Dataset of them, or a DataLoader of batches,
+            in memory only in part. These may also yield pairs of points and context.
+        validation : float, tensor, array, Dataset, DataLoader or None
             Share of X to hold out, or the points to validate on (a pair with their
-            context, if there is one), or None (or 0) to keep the last weights.
+            context, if there is one), or None (or 0) to keep the last weights. At most
+            32,768 points of datasets are used. A stream (IterableDataset, DataLoader) has
+            no share to hold out.
         context : torch.Tensor or array, shape=(n, k), optional
             What each point is conditioned on, for distributions that can be.
         max_steps : int, optional
             Bound on optimiser steps; default 200.
         batch_size : int
+            Of all processes together; a DataLoader has its own.
         learning_rate : float
         patience : int, optional
             Steps without a better validation likelihood before stopping; default: a
@@ -88,6 +85,14 @@ class Flow(Distribution):
             Where to train; the flow stays there. Default: where it is.
         progress : bool
             Show a progress bar.
+        checkpoint : str or os.PathLike, optional
+            File to write the state of training to now and then; an old one is replaced.
+        resume : bool
+            Go on from the checkpoint, if it is there, to the weights that the run would
+            have had without interruption, bit for bit.
+        callback : callable, optional
+            Called whenever ``history_`` grows, with the number of the step and a dict of
+            ``loss``, ``validation``, ``learning_rate`` and ``gradient_norm``.
 
         Returns
         -------
@@ -96,62 +101,80 @@ class Flow(Distribution):
         Raises
         ------
         TypeError, ValueError
-            For points that are not finite points of the space, or options out of range.
+            For points that are not finite points of the space, options out of range, or a
+            checkpoint of another fit.
         FloatingPointError
-            If the loss stops being finite; the best weights are in place.
+            If the loss stops being finite, and going back to the last good weights at a
+            lower rate does not help; the best weights are in place.
+
+        Examples
+        --------
+        Curves in TensorBoard, from a run that may be killed and started again:
+
+        >>> writer = torch.utils.tensorboard.SummaryWriter()  # doctest: +SKIP
+        >>> def show(step, metrics):
+        ...     for name, value in metrics.items():
+        ...         writer.add_scalar(name, value, step)
+        >>> flow.fit(X, checkpoint="flow.pt", resume=True, callback=show)  # doctest: +SKIP
         """
+        max_steps = self._prepare(max_steps, batch_size, learning_rate, patience, seed, device)
+        seed = int(seed)
+        generator = torch.Generator().manual_seed(seed)
+        with own_stream(self.device, seed):
+            train, held_out = split(
+                X,
+                context,
+                validation,
+                read=self._data,
+                batch_size=batch_size,
+                generator=generator,
+            )
+            identity = {"seed": seed, "batch_size": batch_size, "size": len(train)}
+            record = Checkpoint(checkpoint, resume, self, {"task": "fit", **identity})
+            module, loss, validate = self._training_problem(train, held_out, generator)
+            self.history_ = minimize(
+                module,
+                loss,
+                validate if held_out is not None else None,
+                train.batches(batch_size, seed),
+                max_steps=max_steps,
+                learning_rate=learning_rate,
+                patience=max(1, max_steps // 4) if patience is None else patience,
+                seed=seed,
+                progress=progress,
+                checkpoint=record,
+                callback=callback,
+                history=getattr(self, "history_", None),
+            )
+        return self
+
+    def _prepare(self, max_steps, batch_size, learning_rate, patience, seed, device):
+        """Check options, go where training is; returns the number of steps."""
         self._check_metric()
         max_steps = 200 if max_steps is None else max_steps
         check_fit_options(max_steps, batch_size, learning_rate, patience, seed)
-        if device is not None:
-            self.to(as_device(device))
-        generator = torch.Generator().manual_seed(int(seed))
-        train, held_out = self._split(X, context, validation, generator)
-        module, loss, validate, n_rows = self._training_problem(train, held_out, generator)
-        history = minimize(
-            module,
-            loss,
-            validate if held_out is not None else None,
-            n_rows,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            patience=max(1, max_steps // 4) if patience is None else patience,
-            generator=generator,
-            progress=progress,
-        )
-        self._remember(history)
-        return self
-
-    def _split(self, X, context, validation, generator):
-        """Training and held-out data, converted."""
-        data = self._data(X, context, "X")
-        if validation is None or isinstance(validation, (int, float)):
-            share = float(validation or 0)
-            if not 0 <= share < 1:
-                raise ValueError(
-                    f"validation: expected a share in [0, 1), got {validation!r}."
-                )
-            n_held_out = max(1, round(share * len(data))) if share else 0
-            if len(data) - n_held_out < 2:
-                raise ValueError(
-                    f"X: expected two training points at least, got {len(data)} points in "
-                    f"all and validation={validation!r}."
-                )
-            order = torch.randperm(len(data), generator=generator).to(self.device)
-            kept, out = order[n_held_out:], order[:n_held_out]
-            return data.part(kept), data.part(out) if n_held_out else None
-        points, given = validation if isinstance(validation, tuple) else (validation, None)
-        return data, self._data(points, given, "validation")
+        device = self.device if device is None else as_device(device)
+        processes.join()
+        device = processes.own_device(device)
+        if device != self.device:
+            self.to(device)
+        processes.broadcast(self)
+        return max_steps
 
     def _data(self, points, context, name):
         points = as_points(self.space, points, name).to(self.device, self.dtype)
         return Data(points, self._given(context, len(points)).get("context"))
 
     def _training_problem(self, train, held_out, generator):
-        """Module to train, loss of rows, validation score, number of rows."""
+        """Module to train, loss of rows and the number of the step, validation score.
 
-        def loss(rows):
+        ``train.rows`` takes rows to points and context; ``train.points`` is a bounded
+        sample where data do not fit in memory. A loss that is random draws from
+        ``generator_at(self.device, seed, step)``, with a seed from the generator, so that
+        a resumed run draws the same.
+        """
+
+        def loss(rows, step):
             points, given = train.rows(rows.to(self.device))
             return -self.training_log_prob(points, **given).mean()
 
@@ -164,7 +187,7 @@ class Flow(Distribution):
                 total -= float(self._log_prob(points, **given).double().sum())
             return total / len(held_out)
 
-        return self, loss, validate, len(train)
+        return self, loss, validate
 
     def fit_target(
         self,
@@ -176,6 +199,9 @@ class Flow(Distribution):
         seed=0,
         device=None,
         progress=True,
+        checkpoint=None,
+        resume=False,
+        callback=None,
     ):
         """Learn an unnormalised density by the reverse Kullback-Leibler divergence.
 
@@ -186,8 +212,8 @@ class Flow(Distribution):
         max_steps : int, optional
             Default 200.
         batch_size : int
-            Samples a step.
-        learning_rate, seed, device, progress
+            Samples a step, of all processes together.
+        learning_rate, seed, device, progress, checkpoint, resume, callback
             As for ``fit``.
 
         Returns
@@ -200,51 +226,42 @@ class Flow(Distribution):
         ------
         TypeError
             For a flow that has no differentiable samples (a Moser flow), or no target.
-        FloatingPointError
-            If the loss stops being finite.
+        ValueError, FloatingPointError
+            As for ``fit``.
         """
-        self._check_metric()
-        max_steps = 200 if max_steps is None else max_steps
-        check_fit_options(max_steps, batch_size, learning_rate, None, seed)
-        if device is not None:
-            self.to(as_device(device))
-        log_target = target_log_prob(target)
-        draws = torch.Generator(self.device).manual_seed(int(seed))
+        max_steps = self._prepare(max_steps, batch_size, learning_rate, None, seed, device)
+        log_target, seed = target_log_prob(target), int(seed)
 
-        def loss(rows):
-            x, log_prob = self._pathwise_draw(len(rows), draws)
-            return (log_prob - log_target(x)).mean()
+        def loss(rows, step):
+            draws = generator_at(self.device, seed, step, processes.rank())
+            x, log_prob, doubt = self._pathwise_draw(len(rows), draws)
+            return (log_prob - log_target(x) + _DOUBT_WEIGHT * doubt).mean()
 
-        history = minimize(
-            self,
-            loss,
-            None,
-            batch_size,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            generator=torch.Generator().manual_seed(int(seed)),
-            progress=progress,
-        )
-        self._remember(history)
-        self.free_energy_ = free_energy(self, target, generator=draws)
+        identity = {"task": "fit_target", "seed": seed, "batch_size": batch_size}
+        with own_stream(self.device, seed):
+            self.history_ = minimize(
+                self,
+                loss,
+                None,
+                shuffled(batch_size, batch_size, seed),
+                max_steps=max_steps,
+                learning_rate=learning_rate,
+                seed=seed,
+                progress=progress,
+                checkpoint=Checkpoint(checkpoint, resume, self, identity),
+                callback=callback,
+                history=getattr(self, "history_", None),
+            )
+            draws = generator_at(self.device, seed, "free energy")
+            self.free_energy_ = free_energy(self, target, generator=draws)
         return self
 
     def _pathwise_draw(self, n, generator):
-        """Samples and log densities that are differentiable in the parameters."""
+        """Samples, log densities, and the solver's doubt about them, all differentiable."""
         raise TypeError(
             f"fit_target: the samples of a {type(self).__name__} have no derivatives; use "
             "a MongeAmpereFlow."
         )
-
-    def _remember(self, history):
-        if not hasattr(self, "history_"):
-            self.history_ = history
-            return
-        first = self.history_["step"][-1]
-        self.history_["step"] += [first + step for step in history["step"]]
-        self.history_["loss"] += history["loss"]
-        self.history_["validation"] += history["validation"]
 
     # The base
 

@@ -104,14 +104,22 @@ class MongeAmpereFlow(Flow):
 
     def _draw(self, n, generator, context=None):
         with torch.no_grad():
-            return self._pathwise_draw(n, generator, context)
+            z, log_prob = self._base_draw(n, generator)[:2]
+            if not n:
+                return z, log_prob
+            x, log_det = self.layer.solve(z, 0.0, self.layer.end, context)
+            return x, log_prob - log_det
 
-    def _pathwise_draw(self, n, generator, context=None):
+    def _pathwise_draw(self, n, generator):
+        z, log_prob, base_doubt = self._base_draw(n, generator)
+        x, log_det, doubt = self.layer.draw(z)
+        return x, log_prob - log_det, base_doubt + doubt
+
+    def _base_draw(self, n, generator):
+        if isinstance(self.base, MongeAmpereFlow):
+            return self.base._pathwise_draw(n, generator)
         z = sample_from(self.base, n, generator)
-        if not len(z):
-            return z, z.new_zeros(0)
-        x, log_det = self.layer.solve(z, 0.0, self.layer.end, context)
-        return x, self._base_log_prob(z) - log_det
+        return z, self._base_log_prob(z) if n else z.new_zeros(0), 0.0
 
     def _training_problem(self, train, held_out, generator):
         self._place_base(train.points)

@@ -29,6 +29,7 @@ from geoflow_plugin.distributions.rejection import rejection_sample
 from geoflow_plugin.distributions.uniform import Uniform
 from geoflow_plugin.layers.moser_transport import MoserTransport
 from geoflow_plugin.networks import FourierField, SourceField
+from geoflow_plugin.training import generator_at, processes
 
 __all__ = ["MoserFlow"]
 
@@ -184,40 +185,42 @@ class MoserFlow(Flow):
 
     def _training_problem(self, train, held_out, generator):
         """Only the field is trained, and what the base says of the data is kept."""
-        train = train.points
-        self._place_base(train)
+        self._place_base(train.points)
         anchors = None
         if hasattr(self.field, "initialize"):
-            anchors = self.field.initialize(train, generator)
+            anchors = self.field.initialize(train.points, generator)
             if not isinstance(self.base, Uniform):
                 self.field.scaled_charge.data.zero_()  # start from the base itself
-        memory = [self._base_terms(train, leave_out=True)]
+        base_terms = train.tabulate(lambda x: self._base_terms(x, leave_out=True))
         pool = None
         if not isinstance(self.base, Uniform):
             pool = self._training_nodes(4096, _generator_on(self.device, generator))
         if held_out is not None:
             held_out = held_out.points
-            memory.append(self._base_terms(held_out, leave_out=False))
-        draws = _generator_on(self.device, generator)
+            held_out_terms = self._base_terms(held_out, leave_out=False)
+        seed = int(torch.randint(2**31, (), generator=generator))
 
-        def loss(rows):
-            rows = rows.to(train.device)
-            log_prob, base_score = (term[rows] for term in memory[0])
-            n_nodes = max(256, len(rows) // 2)
+        def loss(rows, step):
+            rows = rows.to(self.device)
+            points, _ = train.rows(rows)
+            log_prob, base_score = base_terms(rows, points)
+            draws = generator_at(self.device, seed, step)  # in every process the same
+            n_nodes = max(256, processes.count() * len(rows) // 2)
             if pool is None:
                 nodes, node_score = self._training_nodes(n_nodes, draws)
             else:
                 index = torch.randint(
-                    len(pool[0]), (n_nodes,), generator=draws, device=train.device
+                    len(pool[0]), (n_nodes,), generator=draws, device=self.device
                 )
                 nodes, node_score = pool[0][index], pool[1][index]
             own_ratio = log_prob.new_zeros(len(rows))
             if anchors is not None:
                 # leave out of each point's density the sources that stand on it
-                own = self.field.own_ratio(train[anchors])
-                own_ratio = own.new_zeros(len(train)).index_add(0, anchors, own)[rows]
+                own = self.field.own_ratio(train.points[anchors])
+                at, source = train.coincidences(rows, points, anchors)
+                own_ratio = own_ratio.index_add(0, at, own[source])
             relative = self._relative_log_prob(
-                train[rows], base_score, nodes, node_score, own_ratio
+                points, base_score, nodes, node_score, own_ratio
             )
             return -(log_prob + relative).mean()
 
@@ -225,11 +228,11 @@ class MoserFlow(Flow):
             nodes = self._normalizer.nodes(0)
             outside = self._ratio_at(*nodes)
             normalizer = 1 + (self._positive_part(outside) - outside).mean()
-            log_prob, base_score = memory[1]
+            log_prob, base_score = held_out_terms
             inside = self._positive_part(self._ratio_at(held_out, base_score))
             return float(normalizer.log() - (log_prob + inside.log()).mean())
 
-        return self.field, loss, validate, len(train)
+        return self.field, loss, validate
 
     def _base_terms(self, x, leave_out):
         """Log density and score of the base at fixed points."""

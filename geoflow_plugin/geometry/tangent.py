@@ -99,6 +99,22 @@ def tangent_basis(space, base_point):
 
 
 @open_function
+def mean_curvature(space, point):
+    """Mean curvature vector H of the array's embedding, shape (n, *space.shape).
+
+    The sum of the second fundamental form over ``tangent_basis``, (D_{e_i} P) e_i with P
+    the projection of ``to_tangent``: the projection of a constant vector v has flat
+    divergence <H, v>.
+    """
+
+    def along(direction):
+        return jvp(lambda p: to_tangent(space, direction, p), (point,), (direction,))[1]
+
+    basis = tangent_basis(space, point).movedim(1, 0).contiguous()
+    return vmap(along)(basis).sum(0)
+
+
+@open_function
 def origin(space):
     """A fixed point of the space, shape=space.shape: a pole, the identity, zero."""
     found = model(space)
@@ -175,6 +191,16 @@ def metric_scale(space):
     if scale is None:
         raise unsupported(space, "frobenius_scale")
     return scale
+
+
+@open_function
+def frobenius_weight(space, point):
+    """What each entry of the Frobenius product counts in the metric, or None.
+
+    A positive float, or a tensor that broadcasts with points (n, *space.shape) and is
+    constant on each factor of a product; None for a metric that is no such product.
+    """
+    return constant_scale(space)
 
 
 @open_function

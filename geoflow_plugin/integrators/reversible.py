@@ -54,7 +54,7 @@ class _Path:
         self.times = [start + k * size for k in range(n_steps)]
 
     def step(self, point, time):
-        return step(self.space, self.velocity, point, time, self.size)
+        return step(self.space, self.velocity, point, time, self.size)[:2]
 
     def back(self, point, time):
         """The step back to ``time``, which undoes that from it but for O(h^5)."""

@@ -10,28 +10,30 @@ from geoflow_plugin.networks.potentials import ACTIVATIONS
 
 __all__ = ["LatticePotential", "lattice_orbits", "lattice_symmetries"]
 
-_MOST_SITES = 16**2  # of a dense layer; beyond, Fourier transforms are many times cheaper
-
 
 class LatticePotential(nn.Module):
-    r"""One hidden layer of convolutions on a periodic lattice, exactly symmetric.
+    r"""Quadratic form and one hidden layer of convolutions on a periodic lattice, symmetric.
 
     .. math::
-        \varphi(x) = \sum_k a_k \sum_{\text{sites } r} s\big((w_k * x)_r + b_k\big)
+        \varphi(x) = \tfrac12 \sum_k q_k |\hat x_k|^2
+        + \sum_j a_j \sum_{\text{sites } r} s\big((w_j * x)_r + b_j\big)
 
-    The sum over sites is invariant under translations. Each kernel is invariant under the
-    point group of the lattice (reflections and exchanges of axes; D4 in the plane), and so
-    then is the potential, for nothing: a free kernel would need a feature map for each of
-    its eight images. With s = ln cosh, which is even and taken without bias, the potential
-    is invariant under x -> -x as well.
+    Sums over waves k and sites r are invariant under translations. Kernels w and the form q
+    are learned as functions of the wave, one number for each orbit of waves under the point
+    group of the lattice (reflections and exchanges of axes; D4 in the plane), so that the
+    potential is invariant under that group for nothing: a free kernel would need a feature
+    map for each of its eight images. With s = ln cosh, which is even and taken without
+    bias, it is invariant under x -> -x as well.
 
     Gradient and Laplacian,
 
     .. math::
-        \nabla\varphi = \sum_k a_k w_k * s'(w_k * x + b_k), \qquad
-        \Delta\varphi = \sum_k a_k \|w_k\|^2 \sum_r s''\big((w_k * x)_r + b_k\big),
+        \nabla\varphi = q * x + \sum_j a_j w_j * s'(w_j * x + b_j), \qquad
+        \Delta\varphi = \sum_k q_k
+        + \sum_j a_j \|w_j\|^2 \sum_r s''\big((w_j * x)_r + b_j\big),
 
-    take 2 * width + 2 Fourier transforms.
+    take 2 * width + 2 Hartley transforms, which are products with a side x side matrix along
+    each axis: even kernels are diagonal between them.
 
     Parameters
     ----------
@@ -41,9 +43,7 @@ class LatticePotential(nn.Module):
         Number of directions.
     width : int
         Number of feature maps. Each is worth side ** lattice_dim hidden units that share
-        their weights: two of them on 16 x 16 sites cost what 512 hidden units cost.
-    radius : int, optional
-        Kernels vanish further than this in any direction. Default: they reach everywhere.
+        their weights. At first they see averages over 0, 1, 2, 4, ... sites.
     activation : {"log_cosh", "softplus"}
         Softplus comes with biases, and is not even.
     generator : torch.Generator, optional
@@ -57,48 +57,66 @@ class LatticePotential(nn.Module):
     """
 
     orbit: torch.Tensor
+    waves: torch.Tensor
 
     def __init__(
         self,
         side,
         lattice_dim=2,
-        width=8,
-        radius=None,
+        width=4,
         activation="log_cosh",
         generator=None,
         dtype=None,
     ):
         super().__init__()
         _check_sizes(side=side, lattice_dim=lattice_dim, width=width)
-        if radius is not None:
-            _check_sizes(radius=radius)
         if activation not in ACTIVATIONS:
             raise ValueError(
                 f"activation: expected one of {sorted(ACTIVATIONS)}, got {activation!r}."
             )
+        dtype = dtype or torch.get_default_dtype()
         self.shape = (side,) * lattice_dim
         self.width, self.activation = width, activation
-        orbit, n_orbits = lattice_orbits(
-            side, lattice_dim, math.inf if radius is None else radius
-        )
+        orbit, n_orbits = lattice_orbits(side, lattice_dim)
         self.register_buffer("orbit", orbit, persistent=False)
-        kernel = torch.randn(width, n_orbits, generator=generator, dtype=dtype)
-        n_sites = int((orbit < n_orbits).sum())
-        self.kernel = nn.Parameter(kernel / n_sites**0.5)  # of norm about 1
+        self.register_buffer("waves", _waves(side).to(dtype), persistent=False)
+        self.quadratic = nn.Parameter(torch.zeros(n_orbits, dtype=dtype))
+        noise = torch.randn(width, n_orbits, generator=generator, dtype=dtype)
+        self.spectrum = nn.Parameter(self._averages(n_orbits).to(dtype) + 0.02 * noise)
         amplitude = torch.randn(width, generator=generator, dtype=dtype)
-        self.amplitude = nn.Parameter(0.1 / (width * len(orbit)) ** 0.5 * amplitude)
+        self.amplitude = nn.Parameter(0.01 * amplitude)
         bias = nn.Parameter(torch.zeros(width, dtype=dtype))
         self.bias = None if activation == "log_cosh" else bias
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        self.waves = _waves(self.shape[0]).to(self.spectrum)  # to all digits of a new dtype
+        return self
+
+    def _averages(self, n_orbits):
+        """Spectra (width, n_orbits) of Gaussian averages over ever more sites."""
+        side, lattice_dim = self.shape[0], len(self.shape)
+        sites = _sites(side, lattice_dim)
+        wave = 2 * math.pi / side * torch.minimum(sites, side - sites).double()
+        squared = torch.zeros(n_orbits, dtype=torch.float64)
+        squared[self.orbit] = wave.square().sum(-1)
+        reach = 2.0 ** torch.arange(self.width, dtype=torch.float64) / 2
+        reach[0] = 0
+        return (-0.5 * reach.clamp_max(side / 2).square().unsqueeze(1) * squared).exp()
 
     def forward(self, x):
         """Scalars (n,) at fields (n, n_sites) or (n, side, side, ...)."""
         value = ACTIVATIONS[self.activation][0]
-        return value(self._hidden(x)).flatten(2).sum(-1) @ self.amplitude
+        spectrum = self._spectrum_of(x)
+        form = spectrum.square().flatten(1) @ self.quadratic[self.orbit] / 2
+        hidden = self._hidden(spectrum).flatten(2)
+        return form + value(hidden).sum(-1) @ self.amplitude
 
     def gradient(self, x):
         """Gradient, of the shape of the fields."""
         slope = ACTIVATIONS[self.activation][1]
-        return self._spread(slope(self._hidden(x)), x)
+        spectrum = self._spectrum_of(x)
+        return self._combined(spectrum, slope(self._hidden(spectrum)), x)
 
     def gradient_and_trace(self, x, basis=None):
         """Gradient, and the trace of the Hessian over a basis.
@@ -116,85 +134,61 @@ class LatticePotential(nn.Module):
             Sum of <e_i, Hess e_i>.
         """
         _, slope_of, curvature_of = ACTIVATIONS[self.activation]
-        slope = slope_of(self._hidden(x))
+        spectrum = self._spectrum_of(x)
+        slope = slope_of(self._hidden(spectrum))
         curvature = curvature_of(slope).flatten(2)
+        form = self.quadratic[self.orbit]
         if basis is None:
-            squares = self._kernels().flatten(1).square().sum(-1)
-            trace = curvature.sum(-1) @ (self.amplitude * squares)
+            squares = self.spectrum[:, self.orbit].square().mean(-1)  # of kernels: Parseval
+            trace = form.sum() + curvature.sum(-1) @ (self.amplitude * squares)
         else:
-            along = self._convolved(basis.flatten(0, 1)).flatten(2)
-            squares = along.square().unflatten(0, basis.shape[:2]).sum(0)
-            trace = (curvature * squares).sum(-1) @ self.amplitude
-        return self._spread(slope, x), trace
-
-    @property
-    def as_hidden_layer(self):
-        """Function to the same potential as one dense hidden layer, whose rows are shifts.
-
-        It takes nothing and returns
-
-        - weight : torch.Tensor, shape=(width * n_sites, n_sites)
-        - bias, amplitude : torch.Tensor, shape=(width * n_sites,)
-        - activation : str
-
-        There is none (``hasattr`` says False) beyond 256 sites, where Fourier transforms
-        are many times cheaper than a dense matrix.
-        """
-        if math.prod(self.shape) > _MOST_SITES:
-            raise AttributeError("as_hidden_layer: the lattice is too large")
-        return self._hidden_layer
-
-    def _hidden_layer(self):
-        weight = self._kernels()
-        for axis, side in enumerate(self.shape, start=1):
-            # w[r] to w[r + s]; the kernels being even, these are all shifts
-            weight = torch.cat([weight, weight.narrow(axis, 0, side - 1)], axis)
-            weight = weight.unfold(axis, side, 1)
-        n_sites = math.prod(self.shape)
-        weight = weight.reshape(-1, n_sites)
-        amplitude = self.amplitude.repeat_interleave(n_sites)
-        bias = torch.zeros_like(self.amplitude) if self.bias is None else self.bias
-        return weight, bias.repeat_interleave(n_sites), amplitude, self.activation
-
-    def _kernels(self):
-        """The kernels as images, (width, side, side, ...)."""
-        values = nn.functional.pad(self.kernel, (0, 1))  # zero, where they do not reach
-        return values[:, self.orbit].unflatten(1, self.shape)
-
-    def _spectra(self):
-        """Fourier transforms of the kernels: real, for these are even."""
-        return self._transformed(self._kernels()).real
+            along = self._spectrum_of(basis.flatten(0, 1))
+            forms = (along.square().flatten(1) @ form).unflatten(0, basis.shape[:2])
+            squares = self._convolved(along).flatten(2).square()
+            squares = squares.unflatten(0, basis.shape[:2]).sum(0)
+            trace = forms.sum(0) + (curvature * squares).sum(-1) @ self.amplitude
+        return self._combined(spectrum, slope, x), trace
 
     def _transformed(self, fields):
-        return torch.fft.rfftn(fields, dim=self._axes)
+        """Hartley transforms of fields (..., side, side, ...); twice is the identity."""
+        for axis in range(-len(self.shape), 0):
+            fields = (fields.movedim(axis, -1) @ self.waves).movedim(-1, axis)
+        return fields
 
-    def _transformed_back(self, spectra):
-        return torch.fft.irfftn(spectra, s=self.shape, dim=self._axes)
-
-    @property
-    def _axes(self):
-        return tuple(range(-len(self.shape), 0))
-
-    def _convolved(self, x):
-        """All w_k * x, (n, width, side, side, ...)."""
+    def _spectrum_of(self, x):
         if math.prod(x.shape[1:]) != math.prod(self.shape):
             raise ValueError(
                 f"x: expected fields on {self.shape} sites, got shape {tuple(x.shape)}."
             )
-        spectra = self._transformed(x.reshape(-1, 1, *self.shape))
-        return self._transformed_back(spectra * self._spectra())
+        return self._transformed(x.reshape(-1, *self.shape))
 
-    def _hidden(self, x):
-        hidden = self._convolved(x)
+    def _kernels(self):
+        """Spectra of the kernels, (width, side, side, ...)."""
+        return self.spectrum[:, self.orbit].unflatten(1, self.shape)
+
+    def _convolved(self, spectrum):
+        """All w_j * x, (n, width, side, side, ...)."""
+        return self._transformed(spectrum.unsqueeze(1) * self._kernels())
+
+    def _hidden(self, spectrum):
+        hidden = self._convolved(spectrum)
         if self.bias is None:
             return hidden
         return hidden + self.bias.reshape(-1, *[1] * len(self.shape))
 
-    def _spread(self, slope, x):
-        """The sum of all a_k w_k * s'_k, of the shape of x."""
+    def _combined(self, spectrum, slope, x):
+        """The gradient: q * x plus the sum of all a_j w_j * s'_j, of the shape of x."""
         amplitude = self.amplitude.reshape(-1, *[1] * len(self.shape))
-        spectra = self._transformed(slope) * (amplitude * self._spectra())
-        return self._transformed_back(spectra.sum(1)).reshape(x.shape)
+        waves = (self._transformed(slope) * (amplitude * self._kernels())).sum(1)
+        waves = waves + self.quadratic[self.orbit].reshape(self.shape) * spectrum
+        return self._transformed(waves).reshape(x.shape)
+
+
+def _waves(side):
+    """Hartley's matrix (side, side), symmetric and its own inverse."""
+    angle = 2 * math.pi / side * torch.arange(side, dtype=torch.float64)
+    angle = angle * torch.arange(side).unsqueeze(1)
+    return (angle.cos() + angle.sin()) / math.sqrt(side)
 
 
 def lattice_symmetries(side, lattice_dim=2):
@@ -226,15 +220,12 @@ def _sites(side, lattice_dim):
     return torch.cartesian_prod(*[torch.arange(side)] * lattice_dim).reshape(-1, lattice_dim)
 
 
-def lattice_orbits(side, lattice_dim, radius=math.inf):
-    """Orbit of every offset under the point group, or past the last one; their number."""
+def lattice_orbits(side, lattice_dim):
+    """Orbit of every site, or wave, under the point group, (n_sites,); their number."""
     offsets = _sites(side, lattice_dim)
     folded = torch.minimum(offsets, side - offsets).sort(-1).values
     orbits, orbit = torch.unique(folded, dim=0, return_inverse=True)
-    reached = orbits[:, -1] <= radius
-    n_orbits = int(reached.sum())
-    number = torch.where(reached, reached.cumsum(0) - 1, n_orbits)
-    return number[orbit], n_orbits
+    return orbit, len(orbits)
 
 
 def _check_sizes(**sizes):

@@ -23,6 +23,9 @@ ACTIVATIONS = {
 }
 
 
+_SMALL = 24  # entries of points whose pairs are multiplied out
+
+
 class OneHiddenLayerPotential(nn.Module):
     r"""The potential of the Monge-Ampere flow (Zhang, E and Wang 2018), one hidden layer.
 
@@ -112,9 +115,40 @@ class OneHiddenLayerPotential(nn.Module):
         if basis is None:
             trace = bends @ (self.amplitude * self.weight.square().sum(-1))
         else:
-            along = (basis.flatten(2) @ self.weight.mT).square().sum(0)  # (n, width)
-            trace = (bends * along) @ self.amplitude
+            trace = self._trace(bends, basis.flatten(2))
         return self._combined(slopes, x), trace
+
+    @torch.no_grad()
+    def initialize(self, points, sharpness=6.0, generator=None):
+        """Let every unit bend where data are, in a strip through one of the points.
+
+        Rows keep their directions and are given lengths from a quarter of ``sharpness``
+        to all of it, spread logarithmically: a unit bends over a width of about one over
+        the length of its row. Amplitudes are divided by its square, the size of a
+        unit's Laplacian.
+
+        Parameters
+        ----------
+        points : torch.Tensor, shape=(n, *shape)
+        sharpness : float
+        generator : torch.Generator, optional
+            A CPU generator.
+
+        Raises
+        ------
+        ValueError
+            For a sharpness that is not positive, or points of another size.
+        """
+        if not 0 < sharpness < math.inf:
+            raise ValueError(f"sharpness: expected a positive number, got {sharpness!r}.")
+        width, weight = len(self.weight), self.weight
+        options = {"generator": generator, "dtype": weight.dtype}
+        length = sharpness * 4 ** (torch.rand(width, 1, **options) - 1).to(weight)
+        row = torch.randint(len(points), (width,), generator=generator)
+        self.bias.zero_()
+        weight.mul_(length / weight.norm(dim=1, keepdim=True))
+        self.bias.copy_(-self._hidden(points[row.to(points.device)].to(weight)).diagonal())
+        self.amplitude.div_(length.squeeze(1).square())
 
     def as_hidden_layer(self):
         """Weight, bias, amplitude and activation, as ``hidden_layer_flow`` takes them."""
@@ -129,5 +163,17 @@ class OneHiddenLayerPotential(nn.Module):
             )
         return torch.addmm(self.bias, point, self.weight.mT)
 
+    def _trace(self, bends, basis):
+        """Of the Hessian over a basis (d, n, dim), shape (n,), given s'' (n, width)."""
+        weight, dim = self.weight, self.weight.shape[1]
+        if dim > _SMALL:
+            return (bends * (basis @ weight.mT).square().sum(0)) @ self.amplitude
+        # <P, Hess> with P = sum e_i e_i^T, entry by entry: no array over both e_i and w_k
+        i, j = torch.triu_indices(dim, dim, device=weight.device)
+        share = torch.where(i == j, 1.0, 2.0).to(weight)
+        hessian = bends @ (weight[:, i] * weight[:, j] * self.amplitude.unsqueeze(1))
+        projector = (basis.permute(1, 2, 0) @ basis.transpose(0, 1)).flatten(1)
+        return (hessian * projector.index_select(1, i * dim + j)) @ share
+
     def _combined(self, slopes, x):
-        return ((slopes * self.amplitude) @ self.weight).reshape(x.shape)
+        return (slopes @ (self.amplitude.unsqueeze(1) * self.weight)).reshape(x.shape)

@@ -65,6 +65,12 @@ def _(space, base_point):
     return base_point.unsqueeze(-3) @ _lie_algebra_basis(space.n, base_point)
 
 
+@geometry.mean_curvature.register(Matrices)
+def _(space, point):
+    # the squares of an orthonormal basis of the skew matrices add up to (1 - n) / 2
+    return (1 - space.n) / 2 * point
+
+
 @geometry.origin.register(Matrices)
 def _(space):
     return torch.eye(space.n, dtype=torch.float64)

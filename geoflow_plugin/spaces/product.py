@@ -81,6 +81,7 @@ def _map(function, space, *arrays):
 for _function in (
     geometry.projection,
     geometry.to_tangent,
+    geometry.mean_curvature,
     geometry.exp,
     geometry.log,
     geometry.retraction,
@@ -88,7 +89,32 @@ for _function in (
     _register(_function)(functools.partial(_map, _function))
 
 
-@_register(geometry.tangent_basis)
+def _batched(function, space, *arrays):
+    """Apply a function of points to the copies of one factor, as so many points."""
+    return function(space.base_manifold, *arrays)
+
+
+for _function in (geometry.projection, geometry.to_tangent):
+    _function.register(NFoldManifold)(functools.partial(_batched, _function))
+
+
+@geometry.mean_curvature.register(NFoldManifold)
+def _(space, point):
+    rows = point.flatten(0, 1)
+    return geometry.mean_curvature(space.base_manifold, rows).reshape(point.shape)
+
+
+@geometry.tangent_basis.register(NFoldManifold)
+def _(space, base_point):
+    basis, copies = geometry.tangent_basis(space.base_manifold, base_point), space.n_copies
+    n_axes = len(space.shape) - 1
+    eye = torch.eye(copies, dtype=basis.dtype, device=basis.device)
+    eye = eye.reshape(copies, 1, copies, *[1] * n_axes)
+    blocks = basis.unsqueeze(-1 - n_axes) * eye
+    return blocks.flatten(-3 - n_axes, -2 - n_axes)
+
+
+@geometry.tangent_basis.register(ProductManifold)
 def _(space, base_point):
     factors, _ = _factors(space)
     size, start, rows = math.prod(space.shape), 0, []
@@ -101,6 +127,20 @@ def _(space, base_point):
         start += width
     joined = torch.cat(rows, dim=-2)
     return joined.reshape(*joined.shape[:-1], *space.shape)
+
+
+@_register(geometry.frobenius_weight)
+def _(space, point):
+    if geometry.constant_scale(space) is None:
+        return None
+    terms = _combine(space, geometry.frobenius_weight, point)
+    if any(weight is None for weight, _, _ in terms):
+        return None
+    weights = [scale * weight for weight, _, scale in terms]
+    if all(isinstance(w, float) and w == weights[0] for w in weights):
+        return weights[0]
+    parts = _split(space, point)
+    return _join(space, [w * torch.ones_like(p) for w, p in zip(weights, parts, strict=True)])
 
 
 def _combine(space, function, *arrays):

@@ -50,6 +50,12 @@ def _(space, base_point):
     return complement_basis(base_point)
 
 
+@geometry.mean_curvature.register(Hypersphere)
+def _(space, point):
+    _extrinsic(space)
+    return -space.dim * point
+
+
 def complement_basis(unit):
     """Orthonormal basis (..., k - 1, k) of what is orthogonal to unit vectors (..., k)."""
     # Columns of the Householder reflection that takes the first axis to -+ the vector.

@@ -1,0 +1,131 @@
+"""What an injective flow is trained on: jointly, or its manifold and its density in turn.
+
+Each function takes a flow, training data, held-out data and a generator to what
+``training.minimize`` asks for: a module, a loss and a validation score.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from geoflow_plugin.distributions.flow import Flow
+from geoflow_plugin.training import Data, generator_at, processes
+
+__all__ = ["Diverged", "density_problem", "joint_problem", "manifold_problem"]
+
+_CHUNK = 512  # points whose volume is taken at a time where no gradient is wanted
+
+
+class Diverged(Exception):
+    """Joint training for which no lower learning rate would do."""
+
+
+def joint_problem(flow, train, held_out, generator):
+    """Reconstruction and, gradually, likelihood; scored by both with the exact volume."""
+    _place_base(flow, train)
+    seed = int(torch.randint(2**31, (), generator=generator))
+
+    def loss(rows, step):
+        points, given = train.rows(rows.to(flow.device))
+        draws = generator_at(flow.device, seed, step, processes.rank())
+        return flow._objective(points, min(1.0, step / flow._warm_up), draws, **given)
+
+    watch = _Watch((train if held_out is None else held_out).points)
+
+    @torch.no_grad()
+    def validate():
+        negative, squared = 0.0, 0.0
+        for points, given in _parts(held_out):
+            log_prob, projected = flow._projected(points, **given)
+            negative -= float(log_prob.double().sum())
+            squared += float((projected - points.flatten(1)).double().square().sum())
+        watch.check(squared / len(held_out))
+        return (negative + flow.reconstruction_weight * squared) / len(held_out)
+
+    return flow, loss, validate
+
+
+def manifold_problem(flow, train, held_out, generator):
+    """Squared reconstruction error alone, in embedding and high layers."""
+
+    def squared(points, **given):
+        u, _ = flow._left_inverse(points, **given)
+        return (flow._immerse(u, **given) - points.flatten(1)).square().sum(1)
+
+    module = nn.ModuleList([flow.embedding, flow.high_layers])
+    return module, *_mean_problem(flow, squared, train, held_out)
+
+
+def density_problem(flow, train, held_out, generator):
+    """Negative log density of latent points, in base and low layers."""
+    _place_base(flow, train)
+    fixed = not any(p.requires_grad for p in flow.low_layers.parameters())
+    if fixed and isinstance(flow.base, Flow):  # which knows how to fit itself
+        train, held_out = (_codes(flow, data, of_base=True) for data in (train, held_out))
+        return flow.base._training_problem(train, held_out, generator)
+
+    def negative(u, **given):
+        return -flow._latent_log_prob(u, training=torch.is_grad_enabled(), **given)
+
+    train, held_out = _codes(flow, train), _codes(flow, held_out)
+    parts = flow.low_layers, flow.base
+    module = nn.ModuleList(part for part in parts if isinstance(part, nn.Module))
+    return module, *_mean_problem(flow, negative, train, held_out)
+
+
+def _codes(flow, data, of_base=False):
+    """Latent points of data, on either side of the low layers."""
+
+    @torch.no_grad()
+    def code(points, **given):
+        u, _ = flow._left_inverse(points, **given)
+        return flow.low_layers.inverse(u, **given)[0] if of_base else u
+
+    return None if data is None else data.map(code)
+
+
+def _place_base(flow, train):
+    """Give a default normal law mean and spread of the first latent points that come."""
+    if flow._places_base:
+        first = Data(train.points, train.context)
+        flow._place_base(_codes(flow, first, of_base=True).points)
+
+
+def _parts(data):
+    for rows in torch.arange(len(data)).split(_CHUNK):
+        yield data.rows(rows)
+
+
+def _mean_problem(flow, value, train, held_out):
+    """Loss and validation score that are means of a function of points."""
+
+    def loss(rows, step):
+        points, given = train.rows(rows.to(flow.device))
+        return value(points, **given).mean()
+
+    @torch.no_grad()
+    def validate():
+        parts = (value(points, **given).double().sum() for points, given in _parts(held_out))
+        return float(sum(parts)) / len(held_out)
+
+    return loss, validate
+
+
+class _Watch:
+    """Notices that held-out points are no longer reconstructed."""
+
+    def __init__(self, points):
+        flat = points.flatten(1).double()
+        self.spread = float((flat - flat.mean(0)).square().sum(1).mean())
+        self.lowest = math.inf
+
+    def check(self, squared):
+        """Refuse to go on when the error is large, and ten times what it was."""
+        if squared > max(10 * self.lowest, 0.5 * self.spread):
+            raise Diverged(
+                "fit: joint training diverged, the mean squared reconstruction error of "
+                f"held-out points having gone from {self.lowest:.3g} to {squared:.3g}; the "
+                "best weights so far are in place."
+            )
+        self.lowest = min(self.lowest, squared)

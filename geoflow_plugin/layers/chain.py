@@ -1,0 +1,134 @@
+"""Layers of normflows one after the other, whatever they say of their log-determinants."""
+
+import inspect
+
+import torch
+from normflows.flows import (
+    ActNorm,
+    AffineCouplingBlock,
+    InvertibleAffine,
+    LULinearPermute,
+    Permute,
+)
+from torch import nn
+
+__all__ = ["Chain", "smooth_couplings", "takes_context"]
+
+_DEAF = InvertibleAffine, LULinearPermute, Permute  # have a context, and ignore it
+
+
+class Chain(nn.ModuleList):
+    """A sequence of normflows layers as one: ``forward`` to the data, ``inverse`` back.
+
+    Log-determinants come in the dtype of the points, one for each; a ``context`` goes to
+    the layers that take one.
+
+    Parameters
+    ----------
+    layers : sequence of normflows.flows.Flow
+    """
+
+    def forward(self, z, context=None):
+        """Points of the first layer's domain to the data, and log |det|, (n,)."""
+        self._require_initialized()
+        return _run(z, context, [(layer, layer) for layer in self])
+
+    def image(self, z, context=None):
+        """``forward`` without log-determinants, which cost time inside a derivative."""
+        self._require_initialized()
+        for layer in self:
+            z = layer(z, **_given(layer, context))[0]
+        return z
+
+    def inverse(self, x, context=None):
+        """Data back to the first layer's domain, and log |det|, (n,)."""
+        self._require_initialized()
+        return self.initialize(x, context)
+
+    def initialize(self, x, context=None):
+        """The inverse, on a batch of data from which any ActNorm may take its scale.
+
+        A layer must not do so inside a functional transform, hence not in training.
+        """
+        return _run(x, context, [(layer, layer.inverse) for layer in reversed(self)])
+
+    def _require_initialized(self):
+        for layer in self.modules():
+            if isinstance(layer, ActNorm) and not layer.data_dep_init_done:
+                raise RuntimeError(
+                    "layers: an ActNorm has not seen data yet; call fit, which shows it some."
+                )
+
+
+def _run(x, context, moves):
+    total = x.new_zeros(len(x))
+    for layer, move in moves:
+        x, log_det = move(x, **_given(layer, context))
+        # some layers return one number for the whole batch, or float32
+        total = total + torch.as_tensor(log_det).to(total)
+    return x, total
+
+
+def _given(layer, context):
+    return {"context": context} if context is not None and takes_context(layer) else {}
+
+
+def takes_context(module):
+    """Whether a layer, or a normflows base, listens to an argument ``context``."""
+    if isinstance(module, _DEAF):
+        return False
+    method = module.log_prob if hasattr(module, "log_prob") else module.forward
+    return "context" in inspect.signature(method).parameters
+
+
+def smooth_couplings(dim, n_blocks=6, width=64):
+    """Affine couplings of R^dim by smooth networks, and learned linear maps between them.
+
+    Smooth, because the likelihood of an injective map is trained through derivatives of its
+    differential. Linear, up to permutations, at first.
+
+    Parameters
+    ----------
+    dim : int
+        2 or more.
+    n_blocks : int
+        Number of couplings.
+    width : int
+        Of the two hidden layers of each network.
+
+    Returns
+    -------
+    layers : list of normflows.flows.Flow
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to couple.
+    """
+    if dim < 2:
+        raise ValueError(f"dim: expected 2 or more, to couple coordinates, got {dim}.")
+    layers = []
+    for i in range(n_blocks):
+        seen, moved, mode = (dim + 1) // 2, dim // 2, "channel"
+        if i % 2:
+            seen, moved, mode = moved, seen, "channel_inv"
+        network = _ShiftAndScale(seen, moved, width)
+        layers += [AffineCouplingBlock(network, split_mode=mode), LULinearPermute(dim)]
+    return layers
+
+
+class _ShiftAndScale(nn.Module):
+    """Shifts and bounded log scales in turns, as normflows wants them; zero at first."""
+
+    def __init__(self, n_in, n_out, width, bound=2.0):
+        super().__init__()
+        out = nn.Linear(width, 2 * n_out)
+        nn.init.zeros_(out.weight)
+        nn.init.zeros_(out.bias)
+        hidden = [nn.Linear(n_in, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh()]
+        self.network, self.bound = nn.Sequential(*hidden, out), bound
+
+    def forward(self, x):
+        shift, scale = self.network(x).chunk(2, dim=1)
+        scale = self.bound * torch.tanh(scale / self.bound)
+        return torch.stack([shift, scale], dim=2).flatten(1)

@@ -3,8 +3,9 @@
 With E a Frobenius-orthonormal tangent basis, the flat divergence of a tangent field u is
 sum_i <e_i, D_{e_i} u>: dim forward-mode products, batched, that depend only on values on
 the manifold. Of u = P v with v and sum_i <e_i, D_{e_i} v> in closed form, what is left is
-sum_i <e_i, (D_{e_i} P) v> = <H, v>, H the mean curvature vector. The metric adds the derivative of its log volume element along u. A space
-with edges, where no field has such derivatives, interpolates it (``interpolation``).
+sum_i <e_i, (D_{e_i} P) v> = <H, v>, H the mean curvature vector. The metric adds the
+derivative of its log volume element along u. A space with edges, where no field has such
+derivatives, interpolates it (``interpolation``).
 """
 
 import torch

@@ -6,7 +6,6 @@ import pytest
 import torch
 from conftest import (
     COMPACT,
-    NAMES,
     assert_mean,
     make_space,
     points,

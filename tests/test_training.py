@@ -42,9 +42,15 @@ from geoflow_plugin.training import (
     split,
     write_atomically,
 )
+from geoflow_plugin.training.state import State
 
 KILLS = int(os.environ.get("GEOFLOW_KILLS", 20))
 SPHERE, PLANE = Hypersphere(2), Euclidean(2)
+
+
+@pytest.fixture(autouse=True)
+def _write_at_every_check(monkeypatch):
+    monkeypatch.setattr("geoflow_plugin.training.checkpoint._COST", 0)
 
 
 class Killed(BaseException):
@@ -158,7 +164,6 @@ def _die(at):
 def test_a_run_killed_anywhere_ends_with_the_same_weights(
     uninterrupted, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("geoflow_plugin.training.checkpoint._COST", 0)
     draw = random.Random(0)
     path = tmp_path / "run.pt"
     kills = 0
@@ -206,7 +211,6 @@ def _in_a_fork(function):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 def test_a_process_killed_at_random_times_loses_nothing(uninterrupted, tmp_path, monkeypatch):
-    monkeypatch.setattr("geoflow_plugin.training.checkpoint._COST", 0)
     draw = random.Random(1)
     path, result = tmp_path / "run.pt", tmp_path / "weights.pt"
 
@@ -311,7 +315,6 @@ def test_a_longer_run_goes_on_from_a_finished_one(tmp_path):
 def test_a_full_disk_costs_a_warning_and_nothing_else(
     code, function, uninterrupted, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("geoflow_plugin.training.checkpoint._COST", 0)
     path = tmp_path / "run.pt"
     regression(network(dropout=0.2), 20, path=path)
     before = path.read_bytes()
@@ -542,6 +545,31 @@ def test_what_a_bad_step_goes_back_to_is_the_last_check():
         regression(module, disturb=disturb)
 
 
+def test_what_is_gone_back_to_is_not_changed_by_what_follows():
+    module = network()
+    state = State(module, 0.98, 0)
+
+    def step():
+        def loss(rows, step):
+            return (module(INPUT) - OUTPUT).square().mean()
+
+        state.descend(loss, torch.arange(60), 60, 1e-2)
+
+    for _ in range(3):
+        step()
+    snapshot = state.snapshot()
+    before = copy.deepcopy(snapshot)
+    ends = []
+    for _ in range(2):
+        state.retreat(snapshot)
+        state.step = 3
+        step()
+        ends.append([p.detach().clone() for p in module.parameters()])
+    assert repr(snapshot) == repr(before)
+    for p, q in zip(*ends, strict=True):
+        assert torch.equal(p, q)
+
+
 @pytest.mark.parametrize("kind", SPOILED)
 def test_after_some_tries_it_raises_with_good_weights_in_place(kind):
     calls, module = [], network()
@@ -600,19 +628,35 @@ def test_one_gradient_out_of_all_measure_is_cut(scale):
     """What it does to the weights does not depend on the loss's unit."""
 
     def run(spike):
-        module, norms = network(), []
+        module, seen = network(), []
 
         def disturb(value, step):
-            return scale * value * (spike if step == 30 else 1.0)
+            return scale * value * (spike if step == 15 else 1.0)
 
-        regression(module, disturb=disturb, callback=lambda _, m: norms.append(m))
-        return error_of(module), [m["gradient_norm"] for m in norms]
+        regression(module, disturb=disturb, callback=lambda _, metrics: seen.append(metrics))
+        return error_of(module), [m["gradient_norm"] for m in seen]
 
     calm, norms = run(1.0)
     cut, spiked = run(1e8)
-    assert spiked[6] > 1e6 * norms[6]  # at step 30: the norm before the cut
-    assert cut < 1.5 * calm + 0.02
-    assert spiked[-1] < 10 * norms[-1]
+    assert spiked[3] > 1e6 * norms[3]  # at step 15: the norm before the cut
+    assert cut < 1.1 * calm  # uncut, Adam hardly moves any more
+
+
+def test_what_is_usual_is_remembered_over_an_interruption(tmp_path):
+    def disturb(value, step):
+        return 1e8 * value if step == 30 else value
+
+    def die(step, _):
+        if step == 30:
+            raise Killed
+
+    whole, path = network(), tmp_path / "run.pt"
+    regression(whole, disturb=disturb)
+    with pytest.raises(Killed):
+        regression(network(), disturb=disturb, path=path, callback=die)
+    resumed = network()
+    regression(resumed, disturb=disturb, path=path, resume=True)
+    assert_same_weights(resumed, whole)
 
 
 @pytest.mark.parametrize("family", ["moser", "monge_ampere"])
@@ -900,6 +944,24 @@ def test_a_validation_set_may_be_a_dataset_or_a_loader():
     assert scores[2] == pytest.approx(scores[0], rel=1e-5)
 
 
+class Items(Dataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, row):
+        return self.items[row]
+
+
+class Jittered(Items):
+    """Augmented by noise from torch's global stream."""
+
+    def __getitem__(self, row):
+        return self.items[row] + 0.1 * torch.randn(2)
+
+
 @pytest.mark.parametrize("generator", [None, 3], ids=["no generator", "generator"])
 @pytest.mark.parametrize("at", [3, 9, 14])
 def test_a_stream_resumed_is_the_stream_uninterrupted(generator, at, tmp_path):
@@ -907,7 +969,7 @@ def test_a_stream_resumed_is_the_stream_uninterrupted(generator, at, tmp_path):
 
     def fit(**more):
         own = None if generator is None else torch.Generator().manual_seed(generator)
-        loader = DataLoader(TensorDataset(X), batch_size=8, shuffle=True, generator=own)
+        loader = DataLoader(Jittered(X), batch_size=8, shuffle=True, generator=own)
         return monge_ampere().fit(
             loader, validation=X[:10], max_steps=15, patience=15, progress=False, **more
         )
@@ -968,17 +1030,6 @@ BAD = {
         "validation: ",
     ),
 }
-
-
-class Items(Dataset):
-    def __init__(self, items):
-        self.items = items
-
-    def __len__(self):
-        return len(self.items)
-
-    def __getitem__(self, row):
-        return self.items[row]
 
 
 @pytest.mark.parametrize("case", BAD)

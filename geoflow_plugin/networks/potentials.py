@@ -171,7 +171,8 @@ class OneHiddenLayerPotential(nn.Module):
         # <P, Hess> with P = sum e_i e_i^T, entry by entry: no array over both e_i and w_k
         i, j = torch.triu_indices(dim, dim, device=weight.device)
         share = torch.where(i == j, 1.0, 2.0).to(weight)
-        hessian = bends @ (weight[:, i] * weight[:, j] * self.amplitude.unsqueeze(1))
+        pairs = weight.index_select(1, i) * weight.index_select(1, j)
+        hessian = bends @ (pairs * self.amplitude.unsqueeze(1))
         projector = (basis.permute(1, 2, 0) @ basis.transpose(0, 1)).flatten(1)
         return (hessian * projector.index_select(1, i * dim + j)) @ share
 

@@ -48,6 +48,16 @@ def kernels(space, points):
     return gf.Mixture(space, parts, weights=[0.995, 0.005])
 
 
+def place(potential, space, train, sharpness, draws):
+    """Let units bend where data are; on a torus most of them see one circle alone."""
+    if isinstance(space, NFoldManifold):
+        weight = potential.weight.data.unflatten(1, (space.n_copies, -1))
+        for row in range(int(0.7 * len(weight))):
+            others = torch.arange(space.n_copies) != row % space.n_copies
+            weight[row, others] = 0.0
+    potential.initialize(train, sharpness, draws)
+
+
 def latent(flow, x):
     """Points taken back along the flow."""
     with torch.no_grad():
@@ -130,7 +140,7 @@ def main():
     potential = gf.networks.OneHiddenLayerPotential(
         train[0].numel(), arguments.width, generator=draws, dtype=train.dtype
     )
-    potential.initialize(train.cpu(), arguments.sharpness, draws)
+    place(potential, space, train.cpu(), arguments.sharpness, draws)
     potential.to(arguments.device)
     step_size = 1 / arguments.n_steps
     flow = gf.MongeAmpereFlow(

@@ -127,6 +127,8 @@ def main(args):
 
     torch.manual_seed(args.seed)
     potential = gf.networks.OneHiddenLayerPotential(784, 1024)
+    with torch.no_grad():  # hidden units of order one at points of this spread
+        potential.weight /= train.std()
     flow = gf.MongeAmpereFlow(
         Euclidean(784), potential=potential, n_steps=args.n_steps, step_size=10 / args.n_steps
     )

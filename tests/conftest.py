@@ -15,14 +15,16 @@ from geomstats.geometry.nfold_manifold import NFoldManifold, NFoldMetric
 from geomstats.geometry.product_manifold import ProductManifold
 from geomstats.geometry.special_orthogonal import SpecialOrthogonal
 
-torch.set_num_threads(1)  # workers of pytest-xdist share the cores
+# workers of pytest-xdist, and what they start, share the cores
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 
 hypothesis.settings.register_profile(
     "geoflow",
     deadline=None,
     derandomize=True,
     database=None,
-    max_examples=15,
+    max_examples=10,
     print_blob=True,
     # the `space` and `device` fixtures are the same for every example
     suppress_health_check=[

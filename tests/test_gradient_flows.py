@@ -1,12 +1,14 @@
 """Gradient flows on real data's spaces: closed forms at work, placed units, stacked flows."""
 
 import math
+import re
 
 import pytest
 import torch
 from geomstats.geometry.hypersphere import Hypersphere
 from geomstats.geometry.nfold_manifold import NFoldManifold
 from geomstats.geometry.special_orthogonal import SpecialOrthogonal
+from test_examples import DATA, check_picture, run
 
 import geoflow_plugin as gf
 from geoflow_plugin import geometry
@@ -137,3 +139,17 @@ def test_stacked_flows_all_learn_from_data():
     assert all(not torch.equal(a, b) for a, b in zip(before, flow.parameters(), strict=True))
     with torch.no_grad():
         assert float(flow.log_prob(data).mean()) > uniform + 0.1
+
+
+@pytest.mark.skipif(not (DATA / "earth").is_dir(), reason="no Earth data; set GEOFLOW_DATA")
+def test_the_example(tmp_path):
+    options = ["--name", "volcano", "--rounds", "1", "--steps", "3", "--width", "16"]
+    result = run(tmp_path, "gradient_flow.py", *options, data=DATA)
+    assert result.returncode == 0, result.stderr
+    scores = dict(re.findall(r"(\w+): validation NLL.*test NLL (-?\d+\.\d+)", result.stdout))
+    assert float(scores["uniform"]) == pytest.approx(2.531, abs=1e-3)
+    # three steps from the kernel density, up to the share of the uniform law
+    assert float(scores["flow"]) == pytest.approx(float(scores["KernelDensity"]), abs=0.1)
+    integral, error = re.search(r"density: (\d\.\d+) ± (\d\.\d+)", result.stdout).groups()
+    assert abs(float(integral) - 1) < 1e-2 + 3 * float(error)
+    check_picture(tmp_path / "gradient_flow.png")

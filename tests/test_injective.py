@@ -367,8 +367,8 @@ def test_the_objective_balances_volume_and_reconstruction(method):
     flow = InjectiveFlow(
         2, Hypersphere(1), high_layers=[Radius()], method=method, reconstruction_weight=10.0
     )
-    flow.fit(circle(), max_steps=300, learning_rate=3e-2, batch_size=300, progress=False)
-    r = float(flow.high_layers[0].log_radius.exp())
+    flow.fit(circle(200), max_steps=300, learning_rate=3e-2, progress=False)
+    r = float(flow.high_layers[0].log_radius.exp().detach())
     assert r == pytest.approx(0.5 + math.sqrt(0.25 - 1 / 20), abs=2e-3)
     x = flow.project(circle(20))
     log_density = -math.log(2 * math.pi * r)
@@ -410,7 +410,7 @@ def test_fit_finds_a_plane_and_the_normal_law_on_it(device):
     high = [nf.flows.AffineConstFlow((3,)), nf.flows.LULinearPermute(3)]
     flow = InjectiveFlow(3, high_layers=high, dim=1, reconstruction_weight=100.0)
     flow.double().to(device)
-    flow.fit(x, max_steps=300, learning_rate=3e-2, progress=False)
+    flow.fit(x, max_steps=300, learning_rate=3e-2, batch_size=500, progress=False)
     entropy = 0.5 * math.log(2 * math.pi * math.e) + math.log(float(direction.norm()))
     assert float(flow.reconstruction_error(x).square().mean().detach()) < 1e-3
     assert -float(flow.log_prob(x).mean().detach()) == pytest.approx(entropy, abs=0.05)
@@ -430,7 +430,7 @@ def test_each_of_the_two_steps_trains_its_own_part():
     flow.fit_manifold(x, **options)
     for p, q in zip(spline.parameters(), before.low_layers.parameters(), strict=True):
         assert torch.equal(p, q)
-    r = float(flow.high_layers[0].log_radius.exp())
+    r = float(flow.high_layers[0].log_radius.exp().detach())
     assert r == pytest.approx(1, abs=1e-2)  # no volume pulls
     before = -float(flow.log_prob(x).mean())
     flow.fit_density(x, **options)
@@ -443,9 +443,9 @@ def test_a_moser_base_is_fitted_in_its_own_way():
     space = Hypersphere(1)
     base = gf.MoserFlow(space).double()
     flow = InjectiveFlow(2, space, base, high_layers=[Radius(0.0)])
-    flow.fit_density(circle(), max_steps=40, progress=False)
+    flow.fit_density(circle(), max_steps=20, progress=False)
     entropy = math.log(2 * math.pi * 1.2660658) - 0.4463900
-    assert -float(flow.log_prob(circle(2000, seed=1)).mean()) < entropy + 0.05
+    assert -float(flow.log_prob(circle(2000, seed=1)).detach().mean()) < entropy + 0.05
     u = flow.encode(circle(50))
     torch.testing.assert_close(flow.log_prob(flow.decode(u)), base.log_prob(u))
 
@@ -530,8 +530,8 @@ def test_the_trace_is_taken_over_tangent_spaces():
 def test_free_form_learns_a_circle():
     torch.manual_seed(0)
     flow = FreeFormInjectiveFlow(2, Hypersphere(1), reconstruction_weight=100.0).double()
-    x = circle(2000)
-    flow.fit(x, max_steps=300, learning_rate=5e-3, batch_size=500, progress=False)
+    x = circle(1000)
+    flow.fit(x, max_steps=200, learning_rate=1e-2, batch_size=250, progress=False)
     assert float(flow.reconstruction_error(x).square().mean().detach()) < 1e-3
     angle = torch.arange(4000, dtype=torch.float64) * (2 * math.pi / 4000)
     curve = flow.decode(torch.stack([angle.cos(), angle.sin()], dim=1)).detach()

@@ -21,7 +21,8 @@ def onto(space, point):
 def step(space, velocity, point, time, size):
     """One step of order four: new points, the growth on the way, and its doubt, (n,) both.
 
-    The doubt is by how much the midpoint rule differs from Simpson's about the growth. Stages are steps in the array, retracted to the space. The field that they see is
+    The doubt is by how much the midpoint rule differs from Simpson's about the growth.
+    Stages are steps in the array, retracted to the space. The field that they see is
     smooth and tangent, so that the retraction costs no order.
     """
     first, growth = velocity(time, point)

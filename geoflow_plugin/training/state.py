@@ -14,7 +14,7 @@ __all__ = ["NUMERICAL", "State"]
 NUMERICAL = ArithmeticError, torch.linalg.LinAlgError
 
 _WINDOW = 50  # steps whose gradients say what is usual
-_CLIP = 10.0  # a gradient is cut to this many times the largest usual ones
+_CLIP = 5.0  # a gradient is cut to this many times the largest usual ones
 
 
 class State:

@@ -416,22 +416,22 @@ def test_interrupted_and_broken_fits_keep_good_weights():
 
         def forward(self, x):
             Breaking.calls += 1
-            if Breaking.calls == self.limit:
-                if self.error is not None:
-                    raise self.error
-                return super().forward(x) * math.nan
-            return super().forward(x)
+            if Breaking.calls == self.limit and self.error is not None:
+                raise self.error
+            broken = self.error is None and self.limit <= Breaking.calls < self.mended
+            return super().forward(x) * (math.nan if broken else 1.0)
 
-    for error, expected in (
-        (KeyboardInterrupt(), pytest.warns(UserWarning, match="interrupted")),
-        (None, pytest.raises(FloatingPointError, match="best weights")),
+    for error, mended, expected in (
+        (KeyboardInterrupt(), 0, pytest.warns(UserWarning, match="interrupted")),
+        (None, math.inf, pytest.raises(FloatingPointError, match="best weights")),
+        (None, 41, pytest.warns(UserWarning, match="a quarter of the learning rate")),
     ):
         field = Breaking((3,), 0.1)
-        field.limit, field.error, Breaking.calls = 40, error, 0
+        field.limit, field.mended, field.error, Breaking.calls = 40, mended, error, 0
         flow = gf.MoserFlow(SPHERE, field=field)
         with expected:
             flow.fit(X, max_steps=200, progress=False)
-        field.limit = -1
+        field.mended, field.error = 0, None
         assert bool(flow.log_prob(X).isfinite().all())
         assert abs(integral(flow, 60) - 1) < 1e-3
 

@@ -41,12 +41,13 @@ class LatticeNormal(Distribution):
 
     def __init__(self, space, side, lattice_dim=2, dtype=None):
         super().__init__(space, dtype)
-        orbit, n_orbits = lattice_orbits(side, lattice_dim)
-        if tuple(space.shape) != (len(orbit),):
+        if tuple(space.shape) != (side**lattice_dim,):
             raise ValueError(
-                f"space: expected Euclidean({len(orbit)}) for a lattice of side {side} in "
-                f"{lattice_dim} dimensions, got points of shape {tuple(space.shape)}."
+                f"space: expected Euclidean({side}**{lattice_dim}) for a lattice of side "
+                f"{side} in {lattice_dim} dimensions, got points of shape "
+                f"{tuple(space.shape)}."
             )
+        orbit, n_orbits = lattice_orbits(side, lattice_dim)
         self.lattice = (side,) * lattice_dim
         self.register_buffer("orbit", orbit, persistent=False)
         self.log_scale = nn.Parameter(torch.zeros(n_orbits, dtype=self.dtype))

@@ -1,0 +1,115 @@
+"""One file of tensors and a description of what they belong to, in the safetensors format.
+
+The description is JSON in the header's ``__metadata__``, beside a digest of it and of every
+tensor, so that a damaged file is not taken for another model.
+"""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+
+from geoflow_plugin.training import write_atomically
+
+__all__ = ["as_path", "from_bytes", "read", "to_bytes", "write"]
+
+_MAX_HEADER = 2**24  # bytes; as Python objects it takes some ten times that
+
+
+def as_path(path):
+    """A pathlib.Path, or an error that names the argument."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: expected a path, got {type(path).__name__}.")
+    return Path(path)
+
+
+def to_bytes(description, tensors):
+    """The file, of a JSON-able description and tensors by name."""
+    text = json.dumps(description, allow_nan=False, separators=(",", ":"))
+    # copies: the format has no place for tensors that share memory, or have gaps
+    tensors = {
+        name: torch.empty_like(t, device="cpu", memory_format=torch.contiguous_format).copy_(t)
+        for name, t in tensors.items()
+    }
+    metadata = {"geoflow_plugin": text, "digest": _digest(text, tensors)}
+    content = safetensors.torch.save(tensors, metadata)
+    if int.from_bytes(content[:8], "little") > _MAX_HEADER:
+        raise ValueError(f"its description takes more than {_MAX_HEADER >> 20} MiB")
+    return content
+
+
+def from_bytes(content):
+    """Description and tensors of a file.
+
+    Raises
+    ------
+    ValueError
+        For anything that is no such file, whole and undamaged.
+    """
+    length = int.from_bytes(content[:8], "little")
+    if not 2 <= length <= min(_MAX_HEADER, len(content) - 8) or content[8:9] != b"{":
+        raise ValueError(
+            "no whole safetensors file; if it is a pickle or comes from torch.save, which "
+            "could run code, make the model anew and use load_state_dict"
+        )
+    try:
+        header = json.loads(content[8 : 8 + length])
+        metadata = header["__metadata__"]
+        text, digest = metadata["geoflow_plugin"], metadata["digest"]
+        description = json.loads(text, parse_constant=_no_constant)
+    except (KeyError, TypeError, ValueError, RecursionError, UnicodeError) as error:
+        raise ValueError("its header is none of a saved flow, or damaged") from error
+    try:
+        tensors = safetensors.torch.load(bytes(content))
+    except Exception as error:  # SafetensorError, and what torch says of odd shapes
+        raise ValueError(f"no valid safetensors file, or cut short ({error})") from error
+    if digest != _digest(text, tensors):
+        raise ValueError("damaged: what it holds is not what was written (digest)")
+    return description, tensors
+
+
+def _no_constant(name):
+    raise ValueError(f"{name} is no JSON")
+
+
+def _digest(text, tensors):
+    digest = hashlib.blake2b(text.encode(), digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def read(path):
+    """Description and tensors of the file at a path; see ``from_bytes``.
+
+    Raises
+    ------
+    OSError
+        If it cannot be read.
+    ValueError
+        If it is no regular file, or no saved flow.
+    """
+    path = as_path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: expected a file, got a folder or a device.")
+    return path.read_bytes()
+
+
+def write(path, content):
+    """Put the bytes of a file in its place, whole or not at all.
+
+    Raises
+    ------
+    OSError
+        With the path, if it cannot be written; an old file is untouched then.
+    """
+    path = as_path(path)
+    try:
+        write_atomically(path.resolve(), content)  # through links, which stay
+    except OSError as error:
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error

@@ -1,0 +1,162 @@
+"""Objects as a table: each one by its class and what it is made of, earlier ones by number.
+
+An object that is shared is in the table once, so that it stays shared; a table has no
+cycles; and reading it needs no recursion, however deep the model is.
+"""
+
+import torch
+from torch import nn
+
+from geoflow_plugin.persistence.registry import class_named, kind_of, name_of
+from geoflow_plugin.persistence.values import decode, encode
+
+__all__ = ["Reader", "Writer"]
+
+
+class Writer:
+    """Collects the objects that a root is made of, and their tensors by name.
+
+    Attributes
+    ----------
+    objects : list of dict
+    tensors : dict of torch.Tensor
+    """
+
+    def __init__(self, root):
+        self.objects: list[dict] = []
+        self.tensors: dict[str, torch.Tensor] = {}
+        self._names: dict[int, str] = {}  # of tensors, by identity
+        self._numbers: dict[int, int | None] = {}  # of objects; None while in the making
+        self._kept: list = []  # or an identity could come again
+        modules = root.named_modules() if isinstance(root, nn.Module) else ()
+        self.places = {id(module): name for name, module in modules}
+
+    def value(self, value, where):
+        """A plain value, or a reference, as JSON."""
+        return encode(value, self, where)
+
+    def tensor(self, tensor, name):
+        """Name under which a tensor is in the file; the same for one that was there."""
+        if id(tensor) not in self._names:
+            _refuse_odd(tensor, name)
+            while name in self.tensors:
+                name += "'"
+            self._names[id(tensor)] = name
+            self._kept.append(tensor)
+            self.tensors[name] = tensor.detach()
+        return self._names[id(tensor)]
+
+    def object(self, thing, where):
+        """Number of an object in the table.
+
+        Raises
+        ------
+        TypeError
+            If a file may not name its class, or it refers to itself.
+        """
+        if id(thing) in self._numbers:
+            number = self._numbers[id(thing)]
+            if number is None:
+                raise TypeError(f"{where}: refers back to what it is a part of.")
+            return number
+        cls, where = type(thing), self.places.get(id(thing), where)
+        name = name_of(cls)
+        if name is None:
+            raise TypeError(
+                f"{where or 'root'}: a {cls.__module__}.{cls.__qualname__} cannot be "
+                "described in a file. Put @geoflow_plugin.register_saved on its class, or "
+                "keep the state_dict alone and make the model anew by your own code."
+            )
+        self._numbers[id(thing)] = None
+        self._kept.append(thing)
+        self.objects.append({"class": name, **kind_of(cls).describe(thing, self, where)})
+        self._numbers[id(thing)] = len(self.objects) - 1
+        return self._numbers[id(thing)]
+
+    def check_complete(self, root):
+        """Refuse a module that has tensors which no description has led to.
+
+        Raises
+        ------
+        TypeError
+            If there are any.
+        """
+        if isinstance(root, nn.Module):
+            for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
+                if id(tensor) not in self._names:
+                    raise TypeError(
+                        f"{name}: is in no argument that its {type(root).__qualname__} is "
+                        "made from; register_saved(cls, arguments=...) says what is."
+                    )
+
+
+def _refuse_odd(tensor, name):
+    lazy = isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+    if lazy or tensor.layout != torch.strided or tensor.device.type == "meta":
+        raise TypeError(f"{name}: expected a dense tensor with values, got {type(tensor)}.")
+
+
+class Reader:
+    """Makes the objects of a table again, one after the other.
+
+    Raises
+    ------
+    ValueError
+        For a table that no ``Writer`` made.
+    """
+
+    def __init__(self, table, tensors):
+        self.tensors, self.unused = tensors, set(tensors)
+        self.objects: list = []
+        self._after: list = []
+        self._parameters: dict[str, nn.Parameter] = {}
+        if not isinstance(table, list) or not table:
+            raise ValueError("it describes no object")
+        for record in table:
+            name = record.get("class") if isinstance(record, dict) else None
+            cls = class_named(name)
+            if cls is None:
+                raise ValueError(
+                    f"the class {str(name)[:80]!r} is none that a file may name; if it is "
+                    "yours, import the module that puts @register_saved on it"
+                )
+            record = {key: value for key, value in record.items() if key != "class"}
+            try:
+                self.objects.append(kind_of(cls).rebuild(cls, record, self))
+            except Exception as error:  # whatever a constructor says of odd arguments
+                raise ValueError(f"no {name} can be made of what it says: {error}") from error
+        for finish in reversed(self._after):  # what a part says goes over what its whole says
+            finish()
+        if self.unused:
+            raise ValueError(f"it holds tensors of nothing: {sorted(self.unused)[:5]}")
+
+    def value(self, value):
+        """The plain value, tensor or object that JSON describes."""
+        return decode(value, self)
+
+    def tensor(self, name):
+        """A tensor of the file."""
+        if not isinstance(name, str) or name not in self.tensors:
+            raise ValueError(f"it lacks the tensor {str(name)[:80]!r}")
+        self.unused.discard(name)
+        return self.tensors[name]
+
+    def parameter(self, name):
+        """A tensor of the file as a parameter, the same one for all who share it."""
+        tensor = self.tensor(name)
+        if name not in self._parameters:
+            self._parameters[name] = nn.Parameter(tensor, requires_grad=False)
+        self._parameters[name].data = tensor
+        return self._parameters[name]
+
+    def object(self, number):
+        """An earlier object of the table."""
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise ValueError(f"{str(number)[:80]!r} is no number of an object")
+        if not 0 <= number < len(self.objects):
+            raise ValueError(f"there is no object {number} before the one that refers to it")
+        return self.objects[number]
+
+    def afterwards(self, finish):
+        """Call this once all objects are there, later ones first."""
+        self._after.append(finish)

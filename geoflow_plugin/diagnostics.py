@@ -11,7 +11,7 @@ from geoflow_plugin.distributions.mixture import Mixture
 from geoflow_plugin.distributions.uniform import Uniform
 from geoflow_plugin.distributions.wrapped_normal import WrappedNormal
 
-__all__ = ["check_invertibility", "check_normalization"]
+__all__ = ["check_invertibility", "check_normalization", "check_sampling"]
 
 
 @torch.no_grad()
@@ -35,6 +35,53 @@ def check_normalization(distribution, n=100_000, generator=None):
     -------
     integral, standard_error : float
     """
+    _check(distribution, n)
+    weight, _ = importance_sample(distribution, n, generator)
+    return mean_and_error(weight)
+
+
+@torch.no_grad()
+def check_sampling(distribution, n=100_000, generator=None):
+    """Mean log density of samples, less that of the density by importance sampling.
+
+    Zero if samples follow the density, normalised or not: both are minus the entropy.
+
+    Parameters
+    ----------
+    distribution : Distribution
+    n : int
+        Number of samples, and of points of the proposal of ``check_normalization``.
+    generator : torch.Generator, optional
+
+    Returns
+    -------
+    difference, standard_error : float
+        In nats.
+    """
+    _check(distribution, n)
+    weight, log_prob = importance_sample(distribution, n, generator)
+    parts = [min(10_000, n - start) for start in range(0, n, 10_000)]
+    own = [distribution(part, generator=generator)[1] for part in parts]
+    return sampling_gap(torch.cat(own), weight, log_prob)
+
+
+def sampling_gap(own, weight, log_prob):
+    """``check_sampling`` from log densities of samples and an ``importance_sample``."""
+    mean, error = mean_and_error(own)
+    # where the density is zero it adds nothing
+    share, log_prob = weight / weight.sum(), log_prob.double()
+    expected = torch.where(weight > 0, share * log_prob, 0.0).sum()
+    off = torch.where(weight > 0, share * (log_prob - expected), 0.0)
+    return mean - float(expected), math.hypot(error, float(off.square().sum().sqrt()))
+
+
+def mean_and_error(values):
+    """Mean of independent values, and its standard error, floats."""
+    values = values.double()
+    return float(values.mean()), float(values.std() / math.sqrt(len(values)))
+
+
+def _check(distribution, n):
     if not isinstance(distribution, Distribution):
         raise TypeError(
             "distribution: expected a geoflow_plugin distribution, got "
@@ -42,8 +89,6 @@ def check_normalization(distribution, n=100_000, generator=None):
         )
     if isinstance(n, bool) or not isinstance(n, int) or n < 2:
         raise ValueError(f"n: expected an integer >= 2, got {n!r}.")
-    weight, _ = importance_sample(distribution, n, generator)
-    return float(weight.mean()), float(weight.std() / math.sqrt(n))
 
 
 @torch.no_grad()

@@ -13,11 +13,13 @@ from torch import nn
 
 from geoflow_plugin import distributions, layers, networks
 from geoflow_plugin.distributions.base import Distribution
+from geoflow_plugin.distributions.conditional_kernels import ConditionalKernelMixture
 from geoflow_plugin.distributions.flow import Flow
 from geoflow_plugin.distributions.free_form import FreeFormInjectiveFlow
 from geoflow_plugin.distributions.injective import InjectiveFlow
 from geoflow_plugin.distributions.kernel_density import KernelDensity
 from geoflow_plugin.distributions.lattice_normal import LatticeNormal
+from geoflow_plugin.distributions.low_rank_normal import LowRankNormal
 from geoflow_plugin.distributions.monge_ampere import MongeAmpereFlow
 from geoflow_plugin.distributions.moser import MoserFlow
 from geoflow_plugin.distributions.reverse_kl import FreeEnergy
@@ -53,7 +55,11 @@ for _cls in (
     Reshape,
 ):
     register_kind(_cls, CONSTRUCTED)
-STATE |= {Flow: ("_places_base",), KernelDensity: ("kernels",)}
+STATE |= {
+    Distribution: ("context_dim",),
+    Flow: ("_places_base",),
+    KernelDensity: ("kernels",),
+}
 
 
 def _moser(flow):
@@ -84,6 +90,24 @@ def _lattice_normal(law):
     return {"space": law.space, "side": side, "lattice_dim": lattice_dim, "dtype": law.dtype}
 
 
+def _conditional_kernels(mixture):
+    kernels = mixture.kernels
+    shared = kernels.weights if kernels.weights.ndim == 1 else kernels.weights[:, 0]
+    return {
+        "space": mixture.space,
+        "centers": kernels.centers,
+        "bandwidths": kernels.bandwidths,
+        "weights": shared,
+        "log_shares": mixture.log_shares,
+        "context_dim": mixture.context_dim,
+        "uniform": kernels.uniform,
+    }
+
+
+def _low_rank_normal(law):
+    return {"space": law.space, "rank": law.factor.shape[1], "dtype": law.dtype}
+
+
 # What made them, where attributes of the same names do not say it
 for _cls, _arguments in {
     layers.MongeAmpere: _layer,
@@ -92,5 +116,7 @@ for _cls, _arguments in {
     InjectiveFlow: _injective,
     FreeFormInjectiveFlow: _free_form,
     LatticeNormal: _lattice_normal,
+    LowRankNormal: _low_rank_normal,
+    ConditionalKernelMixture: _conditional_kernels,
 }.items():
     register_arguments(_cls, _arguments)

@@ -39,7 +39,12 @@ def save(thing, path):
     try:
         writer.object(thing, "")
         writer.check_complete(thing)
-        description = {"format": FORMAT, "version": _version(), "objects": writer.objects}
+        description = {
+            "format": FORMAT,
+            "version": _version(),
+            "objects": writer.objects,
+            "layouts": writer.layouts,
+        }
         content = to_bytes(description, writer.tensors)
         _check_same(writer, _made_of(content))
     except (TypeError, ValueError) as error:
@@ -85,7 +90,8 @@ def _made_of(content):
     description, tensors = from_bytes(content)
     description = up_to_date(description)
     with torch.random.fork_rng(devices=[]):  # should a constructor draw
-        return Reader(description.get("objects"), tensors).objects[-1]
+        table, layouts = description.get("objects"), description.get("layouts")
+        return Reader(table, tensors, layouts).objects[-1]
 
 
 def _check_same(writer, copy):

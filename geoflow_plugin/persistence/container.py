@@ -29,14 +29,14 @@ def as_path(path):
 
 def to_bytes(description, tensors):
     """The file, of a JSON-able description and tensors by name."""
-    text = json.dumps(description, allow_nan=False, separators=(",", ":"))
     # copies: the format has no place for tensors that share memory, or have gaps
     tensors = {
         name: torch.empty_like(t, device="cpu", memory_format=torch.contiguous_format).copy_(t)
         for name, t in tensors.items()
     }
-    metadata = {"geoflow_plugin": text, "digest": _digest(text, tensors)}
-    content = safetensors.torch.save(tensors, metadata)
+    description = {**description, "digest": _digest(description, tensors)}
+    # one entry, since the format keeps no order among several
+    content = safetensors.torch.save(tensors, {"geoflow_plugin": _text(description)})
     if int.from_bytes(content[:8], "little") > _MAX_HEADER:
         raise ValueError(f"its description takes more than {_MAX_HEADER >> 20} MiB")
     return content
@@ -58,16 +58,16 @@ def from_bytes(content):
         )
     try:
         header = json.loads(content[8 : 8 + length])
-        metadata = header["__metadata__"]
-        text, digest = metadata["geoflow_plugin"], metadata["digest"]
-        description = json.loads(text, parse_constant=_no_constant)
+        text = header["__metadata__"]["geoflow_plugin"]
+        description = dict(json.loads(text, parse_constant=_no_constant))
+        digest = description.pop("digest")
     except (KeyError, TypeError, ValueError, RecursionError, UnicodeError) as error:
         raise ValueError("its header is none of a saved flow, or damaged") from error
     try:
         tensors = safetensors.torch.load(bytes(content))
     except Exception as error:  # SafetensorError, and what torch says of odd shapes
         raise ValueError(f"no valid safetensors file, or cut short ({error})") from error
-    if digest != _digest(text, tensors):
+    if digest != _digest(description, tensors):
         raise ValueError("damaged: what it holds is not what was written (digest)")
     return description, tensors
 
@@ -76,8 +76,12 @@ def _no_constant(name):
     raise ValueError(f"{name} is no JSON")
 
 
-def _digest(text, tensors):
-    digest = hashlib.blake2b(text.encode(), digest_size=16)
+def _text(description):
+    return json.dumps(description, allow_nan=False, separators=(",", ":"))
+
+
+def _digest(description, tensors):
+    digest = hashlib.blake2b(_text(description).encode(), digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())

@@ -6,6 +6,7 @@ cycles; and reading it needs no recursion, however deep the model is.
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from geoflow_plugin.persistence.registry import class_named, kind_of, name_of
 from geoflow_plugin.persistence.values import decode, encode
@@ -20,12 +21,17 @@ class Writer:
     ----------
     objects : list of dict
     tensors : dict of torch.Tensor
+    layouts : dict of list of int
+        Axes by falling stride, of tensors that are not in the order of their axes: matrix
+        products round in another way then.
     """
 
     def __init__(self, root):
         self.objects: list[dict] = []
         self.tensors: dict[str, torch.Tensor] = {}
+        self.layouts: dict[str, list[int]] = {}
         self._names: dict[int, str] = {}  # of tensors, by identity
+        self._owned: set[int] = set()
         self._numbers: dict[int, int | None] = {}  # of objects; None while in the making
         self._kept: list = []  # or an identity could come again
         modules = root.named_modules() if isinstance(root, nn.Module) else ()
@@ -44,7 +50,21 @@ class Writer:
             self._names[id(tensor)] = name
             self._kept.append(tensor)
             self.tensors[name] = tensor.detach()
+            if not tensor.is_contiguous():
+                strides = tensor.stride()
+                self.layouts[name] = sorted(range(tensor.ndim), key=lambda a: -strides[a])
         return self._names[id(tensor)]
+
+    def owns(self, tensor):
+        """Whether some module of the file says that a tensor is its own."""
+        return id(tensor) in self._owned
+
+    def entry(self, tensor, name, flag):
+        """A tensor of a module, or None where it has none, beside a flag."""
+        if tensor is None:
+            return None
+        self._owned.add(id(tensor))
+        return [self.tensor(tensor, name), flag]
 
     def object(self, thing, where):
         """Number of an object in the table.
@@ -83,16 +103,32 @@ class Writer:
         """
         if isinstance(root, nn.Module):
             for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
-                if id(tensor) not in self._names:
+                if not self.owns(tensor):
                     raise TypeError(
                         f"{name}: is in no argument that its {type(root).__qualname__} is "
                         "made from; register_saved(cls, arguments=...) says what is."
                     )
 
 
+def _laid_out(tensors, layouts):
+    """Copies in torch's own, aligned memory, with axes in the order that they had."""
+    if not isinstance(layouts, dict) or not layouts.keys() <= tensors.keys():
+        raise ValueError("it has no layouts of its tensors")
+    copies = {}
+    for name, tensor in tensors.items():
+        axes = layouts.get(name, [*range(tensor.ndim)])
+        if not isinstance(axes, list) or sorted(map(str, axes)) != sorted(
+            map(str, range(tensor.ndim))
+        ):
+            raise ValueError(f"{name}: no axes are in the order {str(axes)[:80]}")
+        copies[name] = torch.empty_permuted(tensor.shape, axes, dtype=tensor.dtype).copy_(
+            tensor
+        )
+    return copies
+
+
 def _refuse_odd(tensor, name):
-    lazy = isinstance(tensor, nn.parameter.UninitializedTensorMixin)
-    if lazy or tensor.layout != torch.strided or tensor.device.type == "meta":
+    if is_lazy(tensor) or tensor.layout != torch.strided or tensor.device.type == "meta":
         raise TypeError(f"{name}: expected a dense tensor with values, got {type(tensor)}.")
 
 
@@ -105,8 +141,8 @@ class Reader:
         For a table that no ``Writer`` made.
     """
 
-    def __init__(self, table, tensors):
-        self.tensors, self.unused = tensors, set(tensors)
+    def __init__(self, table, tensors, layouts):
+        self.tensors, self.unused = _laid_out(tensors, layouts), set(tensors)
         self.objects: list = []
         self._after: list = []
         self._parameters: dict[str, nn.Parameter] = {}
@@ -127,8 +163,16 @@ class Reader:
                 raise ValueError(f"no {name} can be made of what it says: {error}") from error
         for finish in reversed(self._after):  # what a part says goes over what its whole says
             finish()
+        self._check_complete(self.objects[-1])
         if self.unused:
             raise ValueError(f"it holds tensors of nothing: {sorted(self.unused)[:5]}")
+
+    def _check_complete(self, root):
+        ours = {id(t) for t in (*self._parameters.values(), *self.tensors.values())}
+        if isinstance(root, nn.Module):
+            for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
+                if id(tensor) not in ours:
+                    raise ValueError(f"it lacks the tensor of {name}")
 
     def value(self, value):
         """The plain value, tensor or object that JSON describes."""

@@ -33,39 +33,48 @@ def fields_of(record, *names, optional=()):
     return found
 
 
-# The tensors of a module itself, not of its parts
+# The tensors of a module, and of parts that its constructor makes
 
 
 def _describe_tensors(module, writer, where):
     prefix = f"{where}." if where else ""
-    if any(getattr(module, name) for name in _HOOKS):
-        raise TypeError(f"{where or 'root'}: has hooks, which no file can hold.")
-
-    def entry(name, tensor, flag):
-        return None if tensor is None else [writer.tensor(tensor, prefix + name), flag]
-
-    transient = module._non_persistent_buffers_set
-    parameters = {
-        n: entry(n, p, p is not None and p.requires_grad)
-        for n, p in module._parameters.items()
-    }
-    buffers = {n: entry(n, b, n not in transient) for n, b in module._buffers.items()}
+    parameters: dict = {}
+    buffers: dict = {}
+    for path, part in module.named_modules():
+        if any(getattr(part, name) for name in _HOOKS):
+            raise TypeError(f"{prefix}{path}: has hooks, which no file can hold.")
+        inner, transient = f"{path}." if path else "", part._non_persistent_buffers_set
+        for name, p in part._parameters.items():
+            if part is module or (p is not None and not writer.owns(p)):
+                flag = p is not None and p.requires_grad
+                parameters[inner + name] = writer.entry(p, prefix + inner + name, flag)
+        for name, b in part._buffers.items():
+            if part is module or (b is not None and not writer.owns(b)):
+                entry = writer.entry(b, prefix + inner + name, name not in transient)
+                buffers[inner + name] = entry
     return {"parameters": parameters, "buffers": buffers}
 
 
 def _rebuild_tensors(module, parameters, buffers, reader):
-    for name, entry in parameters.items():
-        module._parameters[name] = None
+    for path, entry in parameters.items():
+        part, name = _part(module, path)
+        part._parameters[name] = None
         if entry is not None:
             key, trained = _pair(entry)
-            module._parameters[name] = reader.parameter(key).requires_grad_(trained)
-    for name, entry in buffers.items():
-        module._buffers[name] = None
+            part._parameters[name] = reader.parameter(key).requires_grad_(trained)
+    for path, entry in buffers.items():
+        part, name = _part(module, path)
+        part._buffers[name] = None
         if entry is not None:
             key, kept = _pair(entry)
-            module._buffers[name] = reader.tensor(key)
+            part._buffers[name] = reader.tensor(key)
             if not kept:
-                module._non_persistent_buffers_set.add(name)
+                part._non_persistent_buffers_set.add(name)
+
+
+def _part(module, path):
+    path, _, name = path.rpartition(".")
+    return module.get_submodule(path), name
 
 
 def _pair(entry):
@@ -179,16 +188,8 @@ def _rebuild_by_constructor(cls, record, reader):
         if not _is_state(cls, name) or not name.isidentifier():
             raise ValueError(f"{name[:80]!r} is nothing that it learns")
         setattr(module, name, reader.value(value))
-    made = {"parameter": module._parameters, "buffer": module._buffers}
-    for (what, ours), theirs in zip(made.items(), (parameters, buffers), strict=True):
-        if ours.keys() != theirs.keys():
-            raise ValueError(f"expected the {what}s {[*ours]}, got {[*theirs]}")
-        for name, entry in theirs.items():
-            tensor = None if entry is None else reader.tensor(_pair(entry)[0])
-            if _shape(tensor) != _shape(ours[name]):
-                raise ValueError(
-                    f"{name}: expected shape {_shape(ours[name])}, got {_shape(tensor)}"
-                )
+    _check_shapes(module, parameters, "_parameters", reader)
+    _check_shapes(module, buffers, "_buffers", reader)
     training = _training(mode)
 
     def finish():
@@ -201,8 +202,20 @@ def _rebuild_by_constructor(cls, record, reader):
     return module
 
 
-def _shape(tensor):
-    return None if tensor is None else tuple(tensor.shape)
+def _check_shapes(module, entries, kind, reader):
+    """Refuse tensors of other names or shapes than the constructor made."""
+    missing = getattr(module, kind).keys() - entries.keys()
+    if missing:
+        raise ValueError(f"it lacks {sorted(missing)}")
+    for path, entry in entries.items():
+        part, name = _part(module, path)
+        made = getattr(part, kind).get(name, False)
+        tensor = None if entry is None else reader.tensor(_pair(entry)[0])
+        shapes = [
+            None if t is None else tuple(t.shape) for t in (made, tensor) if t is not False
+        ]
+        if len(set(shapes)) > 1 or made is False:
+            raise ValueError(f"{path[:80]}: expected shape {shapes[0]}, got {shapes[-1]}")
 
 
 register_kind(nn.Module, AS_IT_IS := Kind(_describe_as_it_is, _rebuild_as_it_was))

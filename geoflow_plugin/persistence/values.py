@@ -73,8 +73,9 @@ def _encode_sequence(value, writer, where):
         if dtype is not None:
             return {"numbers": writer.tensor(torch.tensor(value, dtype=dtype), where)}
     items = [encode(v, writer, f"{where}.{i}") for i, v in enumerate(value)]
-    tag = {list: None, tuple: "tuple", torch.Size: "size"}[type(value)]
-    return items if tag is None else {tag: items}
+    if type(value) is list:
+        return items
+    return {"tuple" if type(value) is tuple else "size": items}
 
 
 def decode(value, reader, depth=0):

@@ -19,8 +19,7 @@ def up_to_date(description):
         If the file is of a later format, or of none.
     """
     version = description.get("format") if isinstance(description, dict) else None
-    numbers = isinstance(version, list) and [type(n) for n in version] == [int, int]
-    if not numbers or min(version) < 0:
+    if not isinstance(version, list) or [type(n) for n in version] != [int, int]:
         raise ValueError("its header says no version of the format")
     version = tuple(version)
     while version in MIGRATIONS:

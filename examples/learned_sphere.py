@@ -21,7 +21,6 @@ from mpl_toolkits.mplot3d.art3d import Poly3DCollection
 from scipy.spatial import ConvexHull
 
 import geoflow_plugin as gf
-from geoflow_plugin.distributions.injective import InjectiveFlow
 from geoflow_plugin.volume_change import log_volume_change
 
 SPHERE = Hypersphere(2)
@@ -82,7 +81,9 @@ def main(args):
     surface = Surface(args.ambient_dim)
     x, _ = surface.sample(args.n, seed=args.seed)
     test, true_log_prob = surface.sample(2000, seed=args.seed + 1000)
-    flow = InjectiveFlow(args.ambient_dim, SPHERE, reconstruction_weight=args.weight).double()
+    flow = gf.InjectiveFlow(
+        args.ambient_dim, SPHERE, reconstruction_weight=args.weight
+    ).double()
     flow.fit(x, max_steps=args.steps, batch_size=500, learning_rate=3e-3, seed=args.seed)
     with torch.no_grad():
         gap = (true_log_prob - flow.log_prob(test)).double()

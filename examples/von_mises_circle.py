@@ -19,8 +19,6 @@ from geomstats.geometry.hypersphere import Hypersphere
 from scipy.stats import vonmises
 
 import geoflow_plugin as gf
-from geoflow_plugin.distributions.injective import InjectiveFlow
-from geoflow_plugin.layers.chain import smooth_couplings
 
 TRUTH = vonmises(1.0, loc=math.pi / 2)
 
@@ -32,7 +30,7 @@ def make_data(seed, n):
 
 def couplings():
     """Four couplings without the linear maps; their random start bends the circle."""
-    layers = smooth_couplings(2, n_blocks=4, width=32)[::2]
+    layers = gf.layers.smooth_couplings(2, n_blocks=4, width=32)[::2]
     for layer in layers:
         for parameter in layer.parameters():
             parameter.data += 0.1 * torch.randn_like(parameter)
@@ -51,14 +49,14 @@ def circle_with_splines():
             ),
             nf.flows.PeriodicShift([0], bound=math.pi, shift=math.pi),  # moves the cut
         ]
-    return InjectiveFlow(
+    return gf.InjectiveFlow(
         2, circle, None, [*low_layers, chart], couplings(), reconstruction_weight=1000.0
     )
 
 
 def circle_alone():
     """A uniform base, so that the density is how fast the couplings run along the circle."""
-    return InjectiveFlow(
+    return gf.InjectiveFlow(
         2, Hypersphere(1), high_layers=couplings(), reconstruction_weight=100.0
     )
 
@@ -67,12 +65,12 @@ def line():
     """As in the paper, a normal law on a line, with a mean and a scale to learn."""
     base = gf.WrappedNormal(gf.spaces.linear.euclidean(1))
     low_layers = [nf.flows.AffineConstFlow((1,))]
-    return InjectiveFlow(
+    return gf.InjectiveFlow(
         2,
         None,
         base,
         low_layers,
-        smooth_couplings(2, 6, 32),
+        gf.layers.smooth_couplings(2, 6, 32),
         dim=1,
         reconstruction_weight=100.0,
     )

@@ -107,6 +107,19 @@ def test_eeg_refuses_channels_without_a_density(n_channels):
         datasets.load_eeg(n_channels=n_channels)
 
 
+@needs("tabular")
+@pytest.mark.parametrize(
+    "name, n, k, n_distinct",
+    [("protein", 45_730, 9, 43_972), ("parkinsons", 5875, 20, 5875), ("wine", 1599, 11, 1355)],
+)
+def test_tabular(name, n, k, n_distinct):
+    points, target = datasets.load_tabular(name)
+    assert points.shape == (n, k) and target.shape == (n,)
+    assert np.abs(points.mean(0) / points.std(0)).max() < 1e-3
+    distinct, its_target = datasets.load_tabular(name, drop_duplicates=True)
+    assert len(distinct) == len(its_target) == len(np.unique(points, axis=0)) == n_distinct
+
+
 @needs("torus")
 @pytest.mark.parametrize(
     "name, group, n, k, n_structures",

@@ -383,7 +383,7 @@ def test_the_example(tmp_path):
     options = ["--points", "800", "--steps", "2", "--n-steps", "2", "--noise", "2"]
     result = run_example(tmp_path, *options, "--out", "run", data=DATA)
     assert result.returncode == 0, result.stderr
-    assert "800 (x 2) / 800 / 800" in result.stdout and "804860" in result.stdout
+    assert "800 (x 2) / 800 / 800" in result.stdout and "804460" in result.stdout
     rows = re.findall(r"^(\w+) +(\d+\.\d+) ± (\d+\.\d+) +(\d\.\d+)$", result.stdout, re.M)
     assert [row[0] for row in rows] == ["Gaussian", "MongeAmpereFlow"]
     curve = [float(x) for x in re.findall(r"^ +\d+ +(\d+\.\d+)$", result.stdout, re.M)]

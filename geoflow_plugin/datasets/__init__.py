@@ -10,10 +10,12 @@ from geoflow_plugin.datasets.orthogonal import load_orientations
 from geoflow_plugin.datasets.spd import load_eeg
 from geoflow_plugin.datasets.sphere import EARTH, load_cities, load_earth
 from geoflow_plugin.datasets.splits import split
+from geoflow_plugin.datasets.tabular import TABULAR, load_tabular
 from geoflow_plugin.datasets.torus import TORSIONS, load_torsions
 
 __all__ = [
     "EARTH",
+    "TABULAR",
     "TORSIONS",
     "dequantize",
     "load_cities",
@@ -22,6 +24,7 @@ __all__ = [
     "load_fashion_mnist",
     "load_mnist",
     "load_orientations",
+    "load_tabular",
     "load_torsions",
     "split",
 ]

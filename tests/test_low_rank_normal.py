@@ -6,9 +6,9 @@ import torch
 from geomstats.geometry.euclidean import Euclidean
 from scipy.stats import multivariate_normal
 from sklearn.decomposition import FactorAnalysis
-from tests.conftest import rng_untouched
 
 import geoflow_plugin as gf
+from tests.conftest import rng_untouched
 
 
 def law(dim=6, rank=2, dtype=torch.float64, seed=0):

@@ -9,7 +9,7 @@ from scipy.stats import ks_1samp, ks_2samp, uniform
 from geoflow_plugin.distributions.base import Distribution
 from geoflow_plugin.distributions.checks import as_context, as_points
 
-__all__ = ["Calibration", "calibration"]
+__all__ = ["Calibration", "calibration", "log_prob_in_parts"]
 
 _CHUNK = 4096  # points scored at a time
 
@@ -80,9 +80,10 @@ def calibration(distribution, x, *, context=None, n_samples=5000, generator=None
         raise ValueError(f"n_samples: expected an integer >= 20, got {n_samples!r}.")
     device, dtype = distribution.device, distribution.dtype
     x = as_points(distribution.space, x, "x").to(device, dtype)
+    level = np.arange(1, 20) / 20
     if context is None:
-        own = _log_prob(distribution, _draw(distribution, n_samples, generator))
-        values = _log_prob(distribution, x)
+        own = log_prob_in_parts(distribution, _draw(distribution, n_samples, generator))
+        values = log_prob_in_parts(distribution, x)
         ranks = _ranks(torch.cat([values, own]), generator)
         inside, among = ranks[: len(x)], np.sort(ranks[len(x) :])
         found = ks_2samp(inside, among)
@@ -91,36 +92,40 @@ def calibration(distribution, x, *, context=None, n_samples=5000, generator=None
         context = as_context(context, len(x), device, dtype)
         each = max(20, n_samples // len(x))
         many = context.repeat_interleave(each, 0)
-        own = _log_prob(distribution, _draw(distribution, len(many), generator, many), many)
-        rows = torch.cat([_log_prob(distribution, x, context)[:, None], own.view(-1, each)], 1)
+        own = log_prob_in_parts(
+            distribution, _draw(distribution, len(many), generator, many), many
+        )
+        rows = torch.cat(
+            [log_prob_in_parts(distribution, x, context)[:, None], own.view(-1, each)], 1
+        )
         rank = np.stack([_ranks(row, generator) for row in rows])[:, 0]
         # the place of x among each + 1 values, and where in it, are uniform
         mass = (rank + _uniform(len(x), generator)) / (each + 1)
         found = ks_1samp(mass, uniform.cdf)
-    level = np.arange(1, 20) / 20
     coverage = (mass[:, None] <= level).mean(0)
     return Calibration(level, coverage, float(found.statistic), float(found.pvalue))
 
 
 def _draw(distribution, n, generator, context=None):
-    given = [None] if context is None else context.split(_CHUNK)
-    sizes = [n] if context is None else [len(part) for part in given]
-    draws = zip(sizes, given, strict=True)
+    if context is None:
+        return distribution.sample(n, generator=generator)
+    parts = context.split(_CHUNK)
     return torch.cat(
-        [distribution.sample(k, generator=generator, context=c) for k, c in draws]
+        [distribution.sample(len(c), generator=generator, context=c) for c in parts]
     )
 
 
-def _log_prob(distribution, x, context=None):
-    parts = x.split(_CHUNK)
-    given = [None] * len(parts) if context is None else context.split(_CHUNK)
-    pairs = zip(parts, given, strict=True)
-    return torch.cat([distribution.log_prob(part, c) for part, c in pairs])
+def log_prob_in_parts(distribution, x, context=None):
+    """Log density of many points, in double precision, some at a time."""
+    parts = torch.arange(len(x), device=x.device).split(_CHUNK)
+    given = (None if context is None else context[part] for part in parts)
+    values = [distribution.log_prob(x[p], c) for p, c in zip(parts, given, strict=True)]
+    return torch.cat(values).double()
 
 
 def _ranks(log_prob, generator):
     """Places 0, 1, ... of log densities from the highest down, ties in random order."""
-    log_prob = log_prob.double().cpu().numpy()
+    log_prob = log_prob.cpu().numpy()
     order = np.lexsort([_uniform(len(log_prob), generator), -log_prob])
     ranks = np.empty(len(order), dtype=int)
     ranks[order] = np.arange(len(order))

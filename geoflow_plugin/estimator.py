@@ -27,9 +27,8 @@ _ONE_AT_A_TIME = threading.RLock()
 class FlowDensity(DensityMixin, BaseEstimator):
     """Density estimation on a geomstats space, as a scikit-learn estimator.
 
-    The manners are those of ``sklearn.neighbors.KernelDensity`` and of
-    ``geomstats.learning``; the densities are those of this package, in nats, with respect
-    to the Riemannian volume of ``space.metric``.
+    Densities are those of this package, in nats, with respect to the Riemannian volume of
+    ``space.metric``; manners are those of ``sklearn.neighbors.KernelDensity``.
 
     Parameters
     ----------
@@ -63,10 +62,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
         What was fitted: ``log_prob`` and ``sample`` on tensors, and all else it can do.
     history_ : dict of lists
         ``step``, ``loss`` and ``validation``; empty if there were no steps.
-    n_features_in_ : int
-        Entries of the array of one point.
-    feature_names_in_ : numpy.ndarray, shape=(n_features_in_,)
-        Only if X was a data frame.
+    n_features_in_, feature_names_in_
+        Entries of the array of one point, and their names if X was a data frame.
     point_shape_ : tuple of int
         Shape of one point in the X that was fitted, and in samples.
 
@@ -128,7 +125,6 @@ class FlowDensity(DensityMixin, BaseEstimator):
         X : array, shape=(n, *space.shape) or (n, n_features_in_)
             Points of the space.
         y : None
-            Ignored; there for pipelines.
 
         Returns
         -------
@@ -179,8 +175,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
     def score(self, X, y=None):
         """Mean log density of points, in nats: larger is better.
 
-        The mean, as of ``GaussianMixture``, and not the sum, as of ``KernelDensity``: folds
-        of cross-validation need not be equally large.
+        The mean, as of ``GaussianMixture``, not the sum, as of ``KernelDensity``: folds need
+        not be equally large.
         """
         return float(self.score_samples(X).mean(dtype=np.float64))
 
@@ -228,32 +224,35 @@ class FlowDensity(DensityMixin, BaseEstimator):
         """Points as rows (n, n_features_in_) of a floating-point array, and their shape."""
         if isinstance(X, torch.Tensor):
             X = X.detach().cpu()
-        point_shape = np.shape(X)[1:]
-        if space is not None and len(space.shape) > 1 and point_shape == tuple(space.shape):
+        shape = np.shape(X)
+        if space is not None and len(space.shape) > 1 and shape[1:] == tuple(space.shape):
             X = np.asarray(X).reshape(len(X), -1)
         X = validate_data(
-            self, X, reset=reset, dtype=[np.float64, np.float32], ensure_min_samples=1 + reset
+            self,
+            X,
+            reset=reset,
+            dtype=[np.float64, np.float32],
+            allow_nd=space is not None,  # of another shape: refused below
+            ensure_min_samples=1 + reset,
         )
-        if space is not None and X.shape[1] != math.prod(space.shape):
+        if space is not None and X.shape[1:] != (math.prod(space.shape),):
             raise ValueError(
                 f"X: expected points of {type(space).__qualname__}, shape "
-                f"(n, {', '.join(map(str, space.shape))}), got {(len(X), *point_shape)}."
+                f"(n, {', '.join(map(str, space.shape))}), got {shape}."
             )
-        return np.array(X), point_shape or X.shape[1:]
+        return np.array(X), shape[1:]
 
     def _new(self, space):
         """The distribution to fit, which shares with the parameters the space alone."""
         given = self.distribution_params
         if given is not None and not isinstance(given, dict):
-            raise TypeError(
-                f"distribution_params: expected a dict, got {type(given).__name__}."
-            )
+            kind = type(given).__name__
+            raise TypeError(f"distribution_params: expected a dict, got {kind}.")
         known = self.distribution
         if isinstance(known, Distribution):
             if given:
                 raise ValueError(
-                    "distribution_params: expected none beside a distribution that exists "
-                    f"already, got {sorted(given)}."
+                    f"distribution_params: expected none beside an object, got {given}."
                 )
             _check_same(space, known.space)
             return copy.deepcopy(known, _kept(known.space))
@@ -277,15 +276,9 @@ class FlowDensity(DensityMixin, BaseEstimator):
         if validation is not None and np.ndim(validation):
             rows, _ = self._rows(validation, space)
             validation = _points(rows, space, "validation")
-        options = {
-            "validation": validation,
-            "max_steps": self.max_steps,
-            "batch_size": self.batch_size,
-            "learning_rate": self.learning_rate,
-            "patience": self.patience,
-            "seed": seed,
-            "progress": bool(self.verbose),
-        }
+        names = ("max_steps", "batch_size", "learning_rate", "patience")
+        options = {name: getattr(self, name) for name in names}
+        options |= {"validation": validation, "seed": seed, "progress": bool(self.verbose)}
         taken = inspect.signature(fit).parameters
         if any(p.kind is p.VAR_KEYWORD for p in taken.values()):
             return options
@@ -305,17 +298,12 @@ def _kept(space):
 
 
 def _check_same(space, other):
-    same = space is other or (
-        type(space) is type(other)
-        and tuple(space.shape) == tuple(other.shape)
-        and type(getattr(space, "metric", None)) is type(getattr(other, "metric", None))
+    kind, expected = (
+        (type(s).__qualname__, tuple(s.shape), type(getattr(s, "metric", None)).__qualname__)
+        for s in (space, other)
     )
-    if not same:
-        raise ValueError(
-            f"space: expected that of the distribution, {type(other).__qualname__} with "
-            f"points of shape {tuple(other.shape)}, got {type(space).__qualname__} with "
-            f"shape {tuple(space.shape)}."
-        )
+    if kind != expected:
+        raise ValueError(f"space: expected that of the distribution, {expected}, got {kind}.")
 
 
 def _as_dtype(dtype):

@@ -1,155 +1,31 @@
 """One call that says what is known of a fitted density, and what speaks against it."""
 
 import sys
-from dataclasses import dataclass
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from geoflow_plugin import geometry
-from geoflow_plugin.calibration import Calibration, calibration
+from geoflow_plugin.calibration import calibration, log_prob_in_parts
 from geoflow_plugin.diagnostics import importance_sample, mean_and_error, sampling_gap
 from geoflow_plugin.distributions.base import Distribution
 from geoflow_plugin.distributions.checks import as_context, as_points
 from geoflow_plugin.distributions.kernel_density import KernelDensity
 from geoflow_plugin.distributions.uniform import Uniform
 from geoflow_plugin.distributions.wrapped_normal import WrappedNormal
+from geoflow_plugin.findings import Baseline, Estimate, Report
 from geoflow_plugin.two_sample import (
-    ClassifierTest,
-    DiscrepancyTest,
     classifier_test,
     embedding,
     landmark_distances,
     maximum_mean_discrepancy,
 )
 
-__all__ = ["Baseline", "Estimate", "Report", "report"]
+__all__ = ["report"]
 
-_CHUNK = 4096  # points scored at a time
 _PACKAGES = ("torch", "geomstats", "normflows", "numpy", "scipy")
-
-
-class Estimate(NamedTuple):
-    """A mean and its standard error."""
-
-    value: float
-    standard_error: float
-
-    def __str__(self):
-        return f"{self.value:.4g} ± {self.standard_error:.2g}"
-
-
-class Baseline(NamedTuple):
-    """What another density says of the test points.
-
-    Attributes
-    ----------
-    log_likelihood : Estimate
-        Mean log density, in nats.
-    gain : Estimate
-        What the distribution has more, from differences point by point.
-    """
-
-    log_likelihood: Estimate
-    gain: Estimate
-
-
-@dataclass(frozen=True)
-class Report:
-    """What ``report`` found; ``str`` prints it, and None is what could not be asked.
-
-    Attributes
-    ----------
-    title : str
-    n_test : int
-    log_likelihood : Estimate
-        Mean log density of the test points, in nats.
-    baselines : dict of Baseline
-        By name: ``uniform``, ``wrapped_normal``, ``kernel_density``.
-    integral : Estimate or None
-        Of the density, by importance sampling.
-    sampling_gap : Estimate or None
-        Mean log density of samples less that of the density, in nats.
-    reconstruction_error : Estimate or None
-        Distance of test points to a learned submanifold.
-    discrepancy : DiscrepancyTest
-    classifier : ClassifierTest
-    calibration : Calibration
-    n_duplicates : int or None
-        Test points that are training points, too.
-    remarks : tuple of str
-        What was left out, and why.
-    setting : dict
-        ``dtype``, ``device``, ``seed``, and versions of packages.
-    """
-
-    title: str
-    n_test: int
-    log_likelihood: Estimate
-    baselines: dict
-    integral: Estimate | None
-    sampling_gap: Estimate | None
-    reconstruction_error: Estimate | None
-    discrepancy: DiscrepancyTest
-    classifier: ClassifierTest
-    calibration: Calibration
-    n_duplicates: int | None
-    remarks: tuple
-    setting: dict
-
-    @property
-    def objections(self):
-        """What speaks against the model, a tuple of str; chance alone does in 1 of 100.
-
-        An integral or a gap of more than four standard errors, and p-values below 0.01 over
-        the number of tests (Bonferroni).
-        """
-        found = []
-        for name, estimate, expected in [
-            ("integral of the density", self.integral, 1.0),
-            ("samples follow the density", self.sampling_gap, 0.0),
-        ]:
-            if estimate is not None and not _agrees(estimate, expected):
-                found.append(f"{name}: {estimate}, not {expected:g}")
-        tests = {
-            "maximum mean discrepancy": self.discrepancy,
-            "classifier": self.classifier,
-            "calibration": self.calibration,
-        }
-        found += [
-            f"{name}: p = {test.p_value:.2g}"
-            for name, test in tests.items()
-            if not test.p_value >= 0.01 / len(tests)
-        ]
-        if self.n_duplicates:
-            found.append(f"duplicates: {self.n_duplicates} of {self.n_test} were trained on")
-        return tuple(found)
-
-    def __str__(self):
-        rows = [("mean log density", f"{self.log_likelihood} nats")]
-        for name, base in self.baselines.items():
-            rows.append((f"  {name}", f"{base.log_likelihood}; gain {base.gain}"))
-        if self.reconstruction_error is not None:
-            rows.append(("reconstruction error", str(self.reconstruction_error)))
-        if self.integral is not None:
-            rows.append(("integral of the density", str(self.integral)))
-            rows.append(("samples less density", f"{self.sampling_gap} nats"))
-        for name, test, value in [
-            ("maximum mean discrepancy", self.discrepancy, f"{self.discrepancy[0]:.2g}"),
-            ("classifier", self.classifier, f"{self.classifier.accuracy:.3f} right"),
-            ("calibration (KS)", self.calibration, f"{self.calibration.statistic:.3f}"),
-        ]:
-            rows.append((name, f"{value}, p = {test.p_value:.2g}"))
-        if self.n_duplicates is not None:
-            rows.append(("test points in training", f"{self.n_duplicates} of {self.n_test}"))
-        lines = [f"{self.title}, {self.n_test} test points"]
-        lines += [f"  {name:<26}{text}" for name, text in rows]
-        lines += [f"  ({remark})" for remark in self.remarks]
-        lines += ["  " + ", ".join(f"{k} {v}" for k, v in self.setting.items())]
-        lines += [f"  ! {objection}" for objection in self.objections]
-        return "\n".join(lines if self.objections else [*lines, "  no objection"])
 
 
 @torch.no_grad()
@@ -209,7 +85,7 @@ def report(
     if context is not None:
         context = as_context(context, len(x), device, dtype)
     draws = torch.Generator(device).manual_seed(int(seed))
-    log_prob = _log_prob(distribution, x, context)
+    log_prob = log_prob_in_parts(distribution, x, context)
     is_density = not _on_submanifold(distribution)
     remarks = [] if is_density else ["a density on a learned submanifold: no baselines"]
     integral = gap = error = None
@@ -258,18 +134,6 @@ class _Given(Distribution):
         return self.distribution.sample(n, generator=generator, context=context), None
 
 
-def _agrees(estimate, expected):
-    value, error = estimate
-    return abs(value - expected) <= 4 * error + 1e-3  # what a normaliser may be off by
-
-
-def _log_prob(distribution, x, context=None):
-    parts = torch.arange(len(x), device=x.device).split(_CHUNK)
-    given = (None if context is None else context[part] for part in parts)
-    values = [distribution.log_prob(x[p], c) for p, c in zip(parts, given, strict=True)]
-    return torch.cat(values).double()
-
-
 def _on_submanifold(distribution):
     latent = getattr(distribution, "latent_space", None)
     return latent is not None and geometry.dim(latent) < geometry.dim(distribution.space)
@@ -281,7 +145,7 @@ def _integral_and_gap(distribution, n, generator, remarks):
     except TypeError as error:  # a space with neither kernels nor a normal law
         remarks.append(f"no integral: {error}")
         return None, None
-    own = _log_prob(distribution, distribution.sample(n // 4, generator=generator))
+    own = log_prob_in_parts(distribution, distribution.sample(n // 4, generator=generator))
     return (
         Estimate(*mean_and_error(weight)),
         Estimate(*sampling_gap(own, weight, log_prob)),
@@ -292,7 +156,10 @@ def _baselines(space, x, train, log_prob, remarks):
     found = {}
     if Uniform.supports(space):
         found["uniform"] = Uniform(space, x.dtype).to(x.device)
-    learned = {"wrapped_normal": WrappedNormal, "kernel_density": KernelDensity}
+    learned: dict[str, Any] = {
+        "wrapped_normal": WrappedNormal,
+        "kernel_density": KernelDensity,
+    }
     if train is None:
         remarks.append("X_train was not given: no baselines that learn, and no repeats")
     else:
@@ -301,7 +168,7 @@ def _baselines(space, x, train, log_prob, remarks):
                 found[name] = cls(space, dtype=x.dtype).to(x.device).fit(train)
     rows = {}
     for name, baseline in found.items():
-        value = _log_prob(baseline, x)
+        value = log_prob_in_parts(baseline, x)
         pair = mean_and_error(value), mean_and_error(log_prob - value)
         rows[name] = Baseline(*(Estimate(*numbers) for numbers in pair))
     return rows

@@ -251,8 +251,8 @@ def classifier_test(
         raise ValueError(f"n_landmarks: expected an integer >= 1, got {n_landmarks!r}.")
     pool, n = _pool(space, x, y, least=4)
     size = min(n, len(pool) - n)
-    rows = [_permutation(n, generator), n + _permutation(len(pool) - n, generator)]
-    rows = torch.stack([r[:size] for r in rows]).cpu().numpy()  # (2, size)
+    first, second = _permutation(n, generator), n + _permutation(len(pool) - n, generator)
+    rows = torch.stack([first[:size], second[:size]]).cpu().numpy()
     if classifier is None:
         seed = int(torch.randint(2**31, (), generator=generator, device=_device(generator)))
         leaf = min(20, 1 + size // 20)

@@ -37,7 +37,7 @@ def small_field():
 
 FAMILIES = {
     "moser": lambda: {"distribution_params": {"field": small_field()}},
-    "monge_ampere": lambda: {"distribution_params": {"n_steps": 2}},
+    "monge_ampere": lambda: {"distribution_params": {"n_steps": 1}},
     "kernel_density": dict,
     "wrapped_normal": dict,
     "uniform": dict,

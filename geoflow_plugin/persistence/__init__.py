@@ -1,7 +1,5 @@
 """Files of flows and of what they are made of: safe to read, whoever wrote them."""
 
-from importlib.metadata import PackageNotFoundError, version
-
 import torch
 from torch import nn
 
@@ -10,6 +8,7 @@ from geoflow_plugin.persistence.container import as_path, from_bytes, read, to_b
 from geoflow_plugin.persistence.description import Reader, Writer
 from geoflow_plugin.persistence.registry import register_saved
 from geoflow_plugin.persistence.versions import FORMAT, up_to_date
+from geoflow_plugin.training import processes
 
 __all__ = ["load", "register_saved", "save"]
 
@@ -19,7 +18,7 @@ def save(thing, path):
 
     One file in the safetensors format: weights as tensors under the names that they have in
     ``state_dict``, and a JSON description of the rest in the header. docs/saving.md says
-    what comes back.
+    what comes back. In a process group the first process writes.
 
     Parameters
     ----------
@@ -35,21 +34,25 @@ def save(thing, path):
     OSError
         If the file cannot be written; the old one is untouched.
     """
+    import geoflow_plugin  # once it is there
+
     path, writer = as_path(path), Writer(thing)
     try:
         writer.object(thing, "")
         writer.check_complete(thing)
         description = {
             "format": FORMAT,
-            "version": _version(),
+            "version": geoflow_plugin.__version__,
             "objects": writer.objects,
             "layouts": writer.layouts,
         }
         content = to_bytes(description, writer.tensors)
         _check_same(writer, _made_of(content))
     except (TypeError, ValueError) as error:
-        raise type(error)(f"save: {error}") from error
-    write(path, content)
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"save: {error}") from error
+    if processes.rank() == 0:
+        write(path, content)
 
 
 def load(path, map_location=None):
@@ -81,7 +84,7 @@ def load(path, map_location=None):
     content = read(path)
     try:
         thing = _made_of(content)
-    except (ValueError, RecursionError, MemoryError) as error:
+    except Exception as error:  # a file from elsewhere may provoke any
         raise ValueError(f"{path}: {error}.") from error
     return thing.to(device) if isinstance(thing, nn.Module) else thing
 
@@ -123,10 +126,3 @@ def _as_device(device):
         return torch.device(device)
     except RuntimeError as error:
         raise ValueError(f"map_location: {device!r} is none of torch's ({error}).") from error
-
-
-def _version():
-    try:
-        return version("geoflow_plugin")
-    except PackageNotFoundError:  # run from a checkout
-        return None

@@ -50,12 +50,7 @@ def from_bytes(content):
     ValueError
         For anything that is no such file, whole and undamaged.
     """
-    length = int.from_bytes(content[:8], "little")
-    if not 2 <= length <= min(_MAX_HEADER, len(content) - 8) or content[8:9] != b"{":
-        raise ValueError(
-            "no whole safetensors file; if it is a pickle or comes from torch.save, which "
-            "could run code, make the model anew and use load_state_dict"
-        )
+    length = _header_length(content[:9], len(content))
     try:
         header = json.loads(content[8 : 8 + length])
         text = header["__metadata__"]["geoflow_plugin"]
@@ -70,6 +65,16 @@ def from_bytes(content):
     if digest != _digest(description, tensors):
         raise ValueError("damaged: what it holds is not what was written (digest)")
     return description, tensors
+
+
+def _header_length(start, size):
+    length = int.from_bytes(start[:8], "little")
+    if not 2 <= length <= min(_MAX_HEADER, size - 8) or start[8:] != b"{":
+        raise ValueError(
+            "no whole safetensors file; if it is a pickle or comes from torch.save, which "
+            "could run code, make the model anew and use load_state_dict"
+        )
+    return length
 
 
 def _no_constant(name):
@@ -89,19 +94,25 @@ def _digest(description, tensors):
 
 
 def read(path):
-    """Description and tensors of the file at a path; see ``from_bytes``.
+    """Bytes of the file at a path, if it begins like a safetensors file.
 
     Raises
     ------
     OSError
         If it cannot be read.
     ValueError
-        If it is no regular file, or no saved flow.
+        If it is no regular file, or begins otherwise.
     """
     path = as_path(path)
     if path.exists() and not path.is_file():
         raise ValueError(f"{path}: expected a file, got a folder or a device.")
-    return path.read_bytes()
+    with open(path, "rb") as file:
+        start = file.read(9)
+        try:
+            _header_length(start, os.fstat(file.fileno()).st_size)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}.") from error
+        return start + file.read()
 
 
 def write(path, content):

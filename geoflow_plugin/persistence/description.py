@@ -13,6 +13,8 @@ from geoflow_plugin.persistence.values import decode, encode
 
 __all__ = ["Reader", "Writer"]
 
+_LEAST_BUDGET = 2**32  # bytes; the largest of spaces takes half of it
+
 
 class Writer:
     """Collects the objects that a root is made of, and their tensors by name.
@@ -145,6 +147,7 @@ class Reader:
         self.tensors, self.unused = _laid_out(tensors, layouts), set(tensors)
         self.objects: list = []
         self._after: list = []
+        self._budget = 8 * sum(t.nbytes for t in tensors.values()) + _LEAST_BUDGET
         self._parameters: dict[str, nn.Parameter] = {}
         if not isinstance(table, list) or not table:
             raise ValueError("it describes no object")
@@ -184,6 +187,24 @@ class Reader:
             raise ValueError(f"it lacks the tensor {str(name)[:80]!r}")
         self.unused.discard(name)
         return self.tensors[name]
+
+    def spend(self, n_bytes):
+        """Count memory that an object takes, lest a small file of many takes all.
+
+        Raises
+        ------
+        ValueError
+            If it is more than a file of this size has any use for.
+        """
+        self._budget -= n_bytes
+        if self._budget < 0:
+            raise ValueError("what it describes takes more memory than a file of its size may")
+
+    def argument(self, name):
+        """A tensor of the file for a constructor, which may copy it."""
+        tensor = self.tensor(name)
+        self.spend(tensor.nbytes)
+        return tensor
 
     def parameter(self, name):
         """A tensor of the file as a parameter, the same one for all who share it."""

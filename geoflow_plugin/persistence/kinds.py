@@ -185,8 +185,9 @@ def _rebuild_by_constructor(cls, record, reader):
     arguments, state, parameters, buffers, mode = fields
     module = cls(**_arguments(arguments, reader))
     for name, value in state.items():
-        if not _is_state(cls, name) or not name.isidentifier():
+        if not _is_state(cls, name):
             raise ValueError(f"{name[:80]!r} is nothing that it learns")
+        _check_name(cls, name)
         setattr(module, name, reader.value(value))
     _check_shapes(module, parameters, "_parameters", reader)
     _check_shapes(module, buffers, "_buffers", reader)

@@ -92,7 +92,7 @@ def _is_scaled(metric):
 
 def _rebuild(cls, record, reader):
     described, metric, quotient = fields_of(record, "arguments", "metric", "quotient")
-    _check_sizes(cls, described)
+    reader.spend(8 * _check_sizes(cls, described) ** 2)
     arguments = _decoded(described, reader)
     if "equip" in inspect.signature(cls.__init__).parameters:
         arguments["equip"] = False
@@ -141,7 +141,7 @@ def _of_backend(value):
 
 
 def _check_sizes(cls, arguments):
-    """Refuse sizes before anything of that size is made."""
+    """Entries of a point, about, or an error before anything of that size is made."""
     sizes = {
         name: value
         for name, value in arguments.items()
@@ -150,9 +150,11 @@ def _check_sizes(cls, arguments):
     if len(sizes) == 1 and "dim" not in sizes:
         sizes |= {"": next(iter(sizes.values()))}  # square matrices
     largest = _OWN_MAX_ENTRIES.get(cls.__name__, _MAX_ENTRIES)
-    if math.prod(max(1, abs(size)) for size in sizes.values()) > largest:
+    entries = math.prod(max(1, abs(size)) for size in sizes.values())
+    if entries > largest:
         sizes.pop("", None)
         raise ValueError(f"points of {largest} entries at most go into a file, got {sizes}")
+    return entries
 
 
 register_library("geomstats.geometry", *_BASES)

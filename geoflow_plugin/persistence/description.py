@@ -13,8 +13,6 @@ from geoflow_plugin.persistence.values import decode, encode
 
 __all__ = ["Reader", "Writer"]
 
-_LEAST_BUDGET = 2**32  # bytes; the largest of spaces takes half of it
-
 
 class Writer:
     """Collects the objects that a root is made of, and their tensors by name.
@@ -147,7 +145,8 @@ class Reader:
         self.tensors, self.unused = _laid_out(tensors, layouts), set(tensors)
         self.objects: list = []
         self._after: list = []
-        self._budget = 8 * sum(t.nbytes for t in tensors.values()) + _LEAST_BUDGET
+        # bytes for copies of tensors that constructors make, and for spaces
+        self._budgets = [16 * sum(t.nbytes for t in tensors.values()) + 2**24, 2**32]
         self._parameters: dict[str, nn.Parameter] = {}
         if not isinstance(table, list) or not table:
             raise ValueError("it describes no object")
@@ -188,23 +187,26 @@ class Reader:
         self.unused.discard(name)
         return self.tensors[name]
 
-    def spend(self, n_bytes):
-        """Count memory that an object takes, lest a small file of many takes all.
+    def argument(self, name):
+        """A tensor of the file for a constructor, which may copy it."""
+        tensor = self.tensor(name)
+        self._spend(0, tensor.nbytes)
+        return tensor
+
+    def make_room(self, n_bytes):
+        """Count what a space takes, lest a small file of many takes everything.
 
         Raises
         ------
         ValueError
-            If it is more than a file of this size has any use for.
+            If it is more than any model has a use for.
         """
-        self._budget -= n_bytes
-        if self._budget < 0:
-            raise ValueError("what it describes takes more memory than a file of its size may")
+        self._spend(1, n_bytes)
 
-    def argument(self, name):
-        """A tensor of the file for a constructor, which may copy it."""
-        tensor = self.tensor(name)
-        self.spend(tensor.nbytes)
-        return tensor
+    def _spend(self, purpose, n_bytes):
+        self._budgets[purpose] -= n_bytes
+        if self._budgets[purpose] < 0:
+            raise ValueError("it takes more memory than a file of its size has a use for")
 
     def parameter(self, name):
         """A tensor of the file as a parameter, the same one for all who share it."""

@@ -92,7 +92,7 @@ def _is_scaled(metric):
 
 def _rebuild(cls, record, reader):
     described, metric, quotient = fields_of(record, "arguments", "metric", "quotient")
-    reader.spend(8 * _check_sizes(cls, described) ** 2)
+    reader.make_room(8 * _check_sizes(cls, described) ** 2)
     arguments = _decoded(described, reader)
     if "equip" in inspect.signature(cls.__init__).parameters:
         arguments["equip"] = False

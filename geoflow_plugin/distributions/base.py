@@ -5,10 +5,11 @@ import torch
 from normflows.distributions import BaseDistribution
 from torch.func import vjp
 
-from geoflow_plugin import geometry
+from geoflow_plugin import geometry, persistence
 from geoflow_plugin.distributions.checks import as_context, as_points
+from geoflow_plugin.layers.chain import takes_context as _has_context_argument
 
-__all__ = ["Distribution", "sample_from", "score", "seeded_sample"]
+__all__ = ["Distribution", "sample_from", "score", "seeded_sample", "takes_context"]
 
 
 class Distribution(BaseDistribution):
@@ -54,7 +55,9 @@ class Distribution(BaseDistribution):
 
     # What a leaf writes, and one that is conditional with ``context=None`` besides
 
-    conditional = False
+    conditional = False  # whether it may be given a context
+    context_dim: int | None = None  # the columns of one that it cannot do without
+    _conditional_form = ""  # what to write for p(x | c), with {dim} for its columns
 
     def _log_prob(self, x):
         """Log density of points that were checked, shape=(n,)."""
@@ -130,6 +133,25 @@ class Distribution(BaseDistribution):
         x = self._points(x)
         return -self.training_log_prob(x, **self._given(context, len(x))).mean()
 
+    def save(self, path):
+        """Write the distribution to a file that ``geoflow_plugin.load`` reads.
+
+        Space, architecture and weights come back bit for bit; docs/saving.md says what of
+        normflows and of your own does, too. The file is whole or not there at all.
+
+        Parameters
+        ----------
+        path : str or os.PathLike
+
+        Raises
+        ------
+        TypeError, ValueError
+            For what no file can hold; nothing is written.
+        OSError
+            If it cannot be written; an old file is untouched.
+        """
+        persistence.save(self, path)
+
     # Checks
 
     def _checked_draw(self, n, generator, context):
@@ -145,10 +167,23 @@ class Distribution(BaseDistribution):
     def _given(self, context, n):
         """The context as a keyword argument, checked, where there is one."""
         if context is None:
-            return {}
+            if self.context_dim is None:
+                return {}
+            raise TypeError(
+                f"context: this {type(self).__name__} is conditional and needs one, of "
+                f"shape ({n}, {self.context_dim}), a row for each point; got none."
+            )
         if not self.conditional:
-            raise TypeError(f"context: a {type(self).__name__} takes none.")
-        return {"context": as_context(context, n, self.device, self.dtype)}
+            form = self._conditional_form
+            dim = context.shape[-1] if getattr(context, "ndim", 0) == 2 else "k"
+            hint = f"; make {form.format(dim=dim)}" if form else ""
+            raise TypeError(f"context: a {type(self).__name__} takes none{hint}.")
+        context = as_context(context, n, self.device, self.dtype)
+        if self.context_dim not in (None, context.shape[1]):
+            raise ValueError(
+                f"context: expected {self.context_dim} columns, got {context.shape[1]}."
+            )
+        return {"context": context}
 
     def _check_metric(self):
         if getattr(self.space, "metric", None) is not self._metric:
@@ -171,20 +206,32 @@ def score(log_prob, x):
     return pullback(torch.ones_like(value))[0]
 
 
-def sample_from(distribution, n, generator):
-    """Sample one of our distributions, or one of normflows, which takes no generator."""
+def takes_context(distribution):
+    """Whether a distribution of ours, or of normflows, may be given a context."""
     if isinstance(distribution, Distribution):
-        return distribution.sample(n, generator=generator)
-    drawn = distribution.sample(n)  # NormalizingFlow returns densities as well
+        return distribution.conditional
+    return _has_context_argument(distribution)
+
+
+def sample_from(distribution, n, generator, context=None):
+    """Sample one of our distributions, or one of normflows, which takes no generator.
+
+    A context, checked already, goes to those that take one.
+    """
+    listens = context is not None and takes_context(distribution)
+    given = {"context": context} if listens else {}
+    if isinstance(distribution, Distribution):
+        return distribution.sample(n, generator=generator, **given)
+    drawn = distribution.sample(n, **given)  # NormalizingFlow returns densities as well
     return drawn[0] if isinstance(drawn, tuple) else drawn
 
 
-def seeded_sample(distribution, n, seed, device):
+def seeded_sample(distribution, n, seed, device, context=None):
     """Sample that depends on the seed alone and leaves the global stream as it was."""
     if isinstance(distribution, Distribution):
         generator = torch.Generator(device).manual_seed(seed)
-        return distribution.sample(n, generator=generator)
+        return sample_from(distribution, n, generator, context)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad():
         torch.manual_seed(seed)
-        return sample_from(distribution, n, None).detach()
+        return sample_from(distribution, n, None, context).detach()

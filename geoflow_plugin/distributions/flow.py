@@ -3,11 +3,12 @@
 import torch
 
 from geoflow_plugin import geometry
-from geoflow_plugin.distributions.base import Distribution
+from geoflow_plugin.distributions.base import Distribution, takes_context
 from geoflow_plugin.distributions.checks import as_device, as_points, check_fit_options
 from geoflow_plugin.distributions.reverse_kl import free_energy, target_log_prob
 from geoflow_plugin.distributions.uniform import Uniform
 from geoflow_plugin.distributions.wrapped_normal import WrappedNormal
+from geoflow_plugin.networks.context import Standardize, context_dim_of
 from geoflow_plugin.training import (
     Checkpoint,
     Data,
@@ -131,6 +132,8 @@ class Flow(Distribution):
             )
             identity = {"seed": seed, "batch_size": batch_size, "size": len(train)}
             record = Checkpoint(checkpoint, resume, self, {"task": "fit", **identity})
+            if self.conditional:
+                self._place_context(train.context)
             module, loss, validate = self._training_problem(train, held_out, generator)
             self.history_ = minimize(
                 module,
@@ -229,6 +232,11 @@ class Flow(Distribution):
         ValueError, FloatingPointError
             As for ``fit``.
         """
+        if self.context_dim is not None:
+            raise TypeError(
+                f"fit_target: this {type(self).__name__} is conditional, and a target has no "
+                "context to go with."
+            )
         max_steps = self._prepare(max_steps, batch_size, learning_rate, None, seed, device)
         log_target, seed = target_log_prob(target), int(seed)
 
@@ -282,8 +290,30 @@ class Flow(Distribution):
             self.base.fit(points)
             self._places_base = False
 
-    def _base_log_prob(self, x):
-        return getattr(self.base, "_log_prob", self.base.log_prob)(x)
+    def _base_log_prob(self, x, context=None):
+        listens = context is not None and takes_context(self.base)
+        given = {"context": context} if listens else {}
+        return getattr(self.base, "_log_prob", self.base.log_prob)(x, **given)
+
+    # What it is conditioned on
+
+    def _take_context(self, network, name):
+        """Be conditional if network or base is; what they cannot do without has one length."""
+        self.conditional = context_dim_of(network) != 0 or takes_context(self.base)
+        dims = context_dim_of(network), getattr(self.base, "context_dim", None)
+        known = {dim for dim in dims if dim}
+        if len(known) > 1:
+            raise ValueError(
+                f"{name}: expected context_dim={dims[1]}, that of the base, got {dims[0]}."
+            )
+        self.context_dim = known.pop() if known else None
+
+    def _place_context(self, context):
+        """Give the units of networks' contexts those of the first data that come."""
+        if context is not None:
+            for module in self.modules():
+                if isinstance(module, Standardize):
+                    module.initialize(context)
 
 
 def dtype_of(module):

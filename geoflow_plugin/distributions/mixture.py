@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from geoflow_plugin.distributions.base import Distribution, sample_from
+from geoflow_plugin.distributions.base import Distribution, sample_from, takes_context
 from geoflow_plugin.distributions.checks import as_numbers, as_points, check_component
-from geoflow_plugin.distributions.kernel_density import _choose
+from geoflow_plugin.distributions.kernel_mixture import choose
 
 __all__ = ["Mixture"]
 
@@ -19,7 +19,8 @@ class Mixture(Distribution):
 
     A Moser flow on the uniform base mixed with a kernel density is itself a Moser
     flow: its base is the mixture of the kernel density and the uniform law, its field
-    moves the uniform part alone.
+    moves the uniform part alone. A context goes to the components that take one; the
+    weights do not depend on it.
 
     Parameters
     ----------
@@ -52,6 +53,11 @@ class Mixture(Distribution):
         dtype = next((c.dtype for c in components if hasattr(c, "dtype")), None)
         super().__init__(space, dtype)
         self.components = nn.ModuleList(components)
+        self.conditional = any(map(takes_context, components))
+        dims = {getattr(c, "context_dim", None) for c in components} - {None}
+        if len(dims) > 1:
+            raise ValueError(f"components: expected one context_dim, got {sorted(dims)}.")
+        self.context_dim = dims.pop() if dims else None
         weights = [1.0] * len(components) if weights is None else weights
         weights = as_numbers(weights, "weights", self.dtype)
         valid = weights.shape == (len(components),) and bool((weights > 0).all())
@@ -62,7 +68,7 @@ class Mixture(Distribution):
             )
         self.register_buffer("weights", weights / weights.sum())
 
-    def fit(self, X, *, n_iterations=500):
+    def fit(self, X, *, n_iterations=500, context=None):
         """Maximise the likelihood of X over the weights alone (concave, by EM).
 
         Use data that no component was fitted to, or the one that remembers most wins.
@@ -73,6 +79,8 @@ class Mixture(Distribution):
         ----------
         X : torch.Tensor or array, shape=(n, *space.shape)
         n_iterations : int
+        context : torch.Tensor or array, shape=(n, k), optional
+            For components that are conditional.
 
         Returns
         -------
@@ -85,9 +93,10 @@ class Mixture(Distribution):
         """
         self._check_metric()
         X = as_points(self.space, X).to(self.device, self.dtype)
+        given = self._given(context, len(X))
         with torch.no_grad():
-            log_density = torch.stack([c.log_prob(X) for c in self.components], dim=1)
-            log_density = log_density.double()
+            columns = [_log_prob(c, X, **given) for c in self.components]
+            log_density = torch.stack(columns, dim=1).double()
             log_weights = torch.full_like(log_density[0], -math.log(len(self.weights)))
             for _ in range(n_iterations):
                 joint = log_density + log_weights
@@ -101,16 +110,23 @@ class Mixture(Distribution):
             self.weights.copy_(log_weights.exp())
         return self
 
-    def _log_prob(self, x):
+    def _log_prob(self, x, context=None):
         values = [
-            component.log_prob(x) + weight.log()
+            _log_prob(component, x, context) + weight.log()
             for component, weight in zip(self.components, self.weights, strict=True)
             if weight > 0
         ]
         return torch.logsumexp(torch.stack(values), dim=0)
 
-    def _draw(self, n, generator):
-        index = _choose(self.weights, n, generator)
+    def _draw(self, n, generator, context=None):
+        index = choose(self.weights, n, generator)
+        if context is not None:
+            x = self._anchor.new_zeros(n, *self.space.shape)
+            for j, component in enumerate(self.components):
+                rows = (index == j).nonzero().squeeze(1)
+                if len(rows):
+                    x[rows] = sample_from(component, len(rows), generator, context[rows])
+            return x, None
         counts = torch.bincount(index, minlength=len(self.components)).tolist()
         parts = [
             sample_from(component, count, generator)
@@ -121,3 +137,9 @@ class Mixture(Distribution):
             return self._anchor.new_zeros(0, *self.space.shape), None
         order = torch.randperm(n, generator=generator, device=self.device)
         return torch.cat(parts)[order], None
+
+
+def _log_prob(component, x, context=None):
+    if context is None or not takes_context(component):
+        return component.log_prob(x)
+    return component.log_prob(x, context=context)

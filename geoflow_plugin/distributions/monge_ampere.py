@@ -39,6 +39,8 @@ class MongeAmpereFlow(Flow):
         invariant under it, so is the density.
     solver : {"runge_kutta", "reversible", "adaptive"}
         See ``layers.MongeAmpere``; ``layer.solver`` may be changed after training.
+    context_dim : int
+        Of contexts (n, context_dim) that the default potential is conditioned on.
 
     Attributes
     ----------
@@ -53,7 +55,10 @@ class MongeAmpereFlow(Flow):
        2018. https://arxiv.org/abs/1809.10188
     """
 
-    conditional = True
+    _conditional_form = (
+        "MongeAmpereFlow(space, context_dim={dim}), or give it a potential of points and "
+        "context"
+    )
 
     def __init__(
         self,
@@ -65,6 +70,7 @@ class MongeAmpereFlow(Flow):
         step_size=0.05,
         symmetry=None,
         solver="runge_kutta",
+        context_dim=0,
     ):
         if base is not None:
             check_component(space, base, "base")
@@ -79,7 +85,9 @@ class MongeAmpereFlow(Flow):
             symmetry=symmetry,
             solver=solver,
             dtype=dtype,
+            context_dim=context_dim,
         )
+        self._take_context(self.potential, "potential")
         parameter = next(self.layer.parameters(), None)
         self.to(self.device if parameter is None else parameter.device)
 
@@ -100,11 +108,11 @@ class MongeAmpereFlow(Flow):
 
     def _log_prob(self, x, context=None):
         z, log_det = self.layer.solve(x, self.layer.end, 0.0, context)
-        return self._base_log_prob(z) + log_det
+        return self._base_log_prob(z, context) + log_det
 
     def _draw(self, n, generator, context=None):
         with torch.no_grad():
-            z, log_prob = self._base_draw(n, generator)[:2]
+            z, log_prob = self._base_draw(n, generator, context)[:2]
             if not n:
                 return z, log_prob
             x, log_det = self.layer.solve(z, 0.0, self.layer.end, context)
@@ -115,11 +123,11 @@ class MongeAmpereFlow(Flow):
         x, log_det, doubt = self.layer.draw(z)
         return x, log_prob - log_det, base_doubt + doubt
 
-    def _base_draw(self, n, generator):
-        if isinstance(self.base, MongeAmpereFlow):
+    def _base_draw(self, n, generator, context=None):
+        if isinstance(self.base, MongeAmpereFlow) and context is None:
             return self.base._pathwise_draw(n, generator)
-        z = sample_from(self.base, n, generator)
-        return z, self._base_log_prob(z) if n else z.new_zeros(0), 0.0
+        z = sample_from(self.base, n, generator, context)
+        return z, self._base_log_prob(z, context) if n else z.new_zeros(0), 0.0
 
     def _training_problem(self, train, held_out, generator):
         self._place_base(train.points)

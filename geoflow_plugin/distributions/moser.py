@@ -5,10 +5,11 @@ A w = div w + <grad log nu, w> is the Stein operator of the base nu. The integra
 nu A w is zero, so mu integrates to one whatever w is; it may be negative, though. What
 ``log_prob`` reports is nu rho(1 - A w) / Z with a positive part rho that is the identity
 above ``floor``, and Z = 1 + E_nu[rho(r) - r], whose integrand vanishes wherever the
-model was positive to begin with.
+model was positive to begin with. Given a context c, w (and perhaps nu) depend on it, and so
+does Z.
 """
 
-import math
+from functools import partial
 
 import torch
 
@@ -18,23 +19,23 @@ from geoflow_plugin.distributions.base import (
     Distribution,
     sample_from,
     score,
-    seeded_sample,
+    takes_context,
 )
 from geoflow_plugin.distributions.checks import check_component
+from geoflow_plugin.distributions.conditional_normalizer import ConditionalNormalizer
 from geoflow_plugin.distributions.flow import Flow, dtype_of
-from geoflow_plugin.distributions.kernel_density import KernelMixture
-from geoflow_plugin.distributions.mixture import Mixture
-from geoflow_plugin.distributions.normalizer import CHUNK, Normalizer, in_parts
-from geoflow_plugin.distributions.rejection import rejection_sample
+from geoflow_plugin.distributions.moser_sampling import RejectionSampled
+from geoflow_plugin.distributions.moser_training import training_problem
+from geoflow_plugin.distributions.normalizer import Normalizer, in_parts
 from geoflow_plugin.distributions.uniform import Uniform
 from geoflow_plugin.layers.moser_transport import MoserTransport
-from geoflow_plugin.networks import FourierField, SourceField
-from geoflow_plugin.training import generator_at, processes
+from geoflow_plugin.networks import ConditionalSourceField, FourierField, SourceField
+from geoflow_plugin.networks.context import Given, context_dim_of
 
 __all__ = ["MoserFlow"]
 
 
-class MoserFlow(Flow):
+class MoserFlow(RejectionSampled, Flow):
     r"""Density nu - div(nu w) for a base nu and a learned tangent field w.
 
     Parameters
@@ -45,15 +46,18 @@ class MoserFlow(Flow):
         Default: uniform if the space is compact; if not, a wrapped normal, standard at
         first, to which the first ``fit`` gives the mean and spread of the data.
     field : nn.Module, optional
-        Points (n, *space.shape) to ambient vectors of that shape; their tangential part
-        is w. Where several arrays name one point, it sees ``geometry.embed(space, x)``
-        and returns vectors there. Default: a ``SourceField``, which ``fit`` places on
-        the data, over a ``FourierField``.
+        Points (n, *space.shape), or points and context, to ambient vectors of that shape;
+        their tangential part is w. Where several arrays name one point, it sees
+        ``geometry.embed(space, x)`` and returns vectors there. Default: a ``SourceField``,
+        which ``fit`` places on the data, over a ``FourierField``.
     floor : float
         The positive part rho leaves 1 - A w alone above ``floor`` and tends to zero
         below it: rho(r) = floor^2 / (2 floor - r).
     normalizer_tolerance : float
-        Nodes are added until the standard error of the normaliser Z is below this.
+        Nodes are added until the standard error of the normaliser Z is below this; below
+        ten times this for each of many contexts.
+    context_dim : int
+        Of contexts (n, context_dim) that the default field is conditioned on.
 
     Attributes
     ----------
@@ -66,7 +70,20 @@ class MoserFlow(Flow):
        Divergence-based Generative Modeling on Manifolds", NeurIPS 2021.
     """
 
-    def __init__(self, space, base=None, field=None, *, floor=1e-2, normalizer_tolerance=2e-4):
+    _conditional_form = (
+        "MoserFlow(space, context_dim={dim}), or give it a field of points and context"
+    )
+
+    def __init__(
+        self,
+        space,
+        base=None,
+        field=None,
+        *,
+        floor=1e-2,
+        normalizer_tolerance=2e-4,
+        context_dim=0,
+    ):
         if base is not None:
             check_component(space, base, "base")
             if geometry.interpolation(space) is not None and not isinstance(base, Uniform):
@@ -90,12 +107,27 @@ class MoserFlow(Flow):
         self._take_base(base)
         if field is None:
             image = geometry.embed(space, geometry.origin(space)[None])
-            background = FourierField(image.shape[1:], dtype=dtype)
-            field = SourceField(space, background=background, dtype=dtype)
+            background = FourierField(image.shape[1:], context_dim=context_dim, dtype=dtype)
+            sources = SourceField
+            if context_dim:
+                sources = partial(ConditionalSourceField, context_dim=context_dim)
+            field = sources(space, background=background, dtype=dtype)
+        elif context_dim:
+            raise ValueError(
+                f"context_dim: is for the default field, got {context_dim!r} beside a "
+                f"{type(field).__name__}; make that one conditional."
+            )
         self.field = field
+        self._take_context(field, "field")
+        if self.context_dim and geometry.interpolation(space) is not None:
+            raise TypeError(
+                "field: expected one of points alone on a space with edges, which takes a "
+                "field's values at corners, where points have no contexts."
+            )
         self.floor = float(floor)
         self.normalizer_tolerance = float(normalizer_tolerance)
         self._normalizer = Normalizer(self)
+        self._conditional_normalizer = ConditionalNormalizer(self)
         self.to(_device_of(self))
 
     @classmethod
@@ -109,55 +141,81 @@ class MoserFlow(Flow):
 
     # The density
 
-    def ratio(self, x):
+    def ratio(self, x, context=None):
         """Model over base, 1 - A w, before the positive part; shape=(n,)."""
-        return self.field_and_ratio(x)[1]
+        return self.field_and_ratio(x, context)[1]
 
-    def field_and_ratio(self, x):
+    def field_and_ratio(self, x, context=None):
         """Tangent field w, shape=(n, *space.shape), and 1 - A w, shape=(n,)."""
-        return self._field_and_ratio(x, score(self._base_log_prob, x))
+        return self._field_and_ratio(x, self._base_score(x, context), context)
 
-    def _field_and_ratio(self, x, base_score):
-        tangent_vec, divergence = value_and_divergence(self.space, self.field, x)
+    def _base_score(self, x, context=None):
+        return score(lambda y: self._base_log_prob(y, context), x)
+
+    def _field_and_ratio(self, x, base_score, context=None):
+        listens = context is not None and context_dim_of(self.field) != 0
+        field = Given(self.field, context) if listens else self.field
+        return self._ratio_of(field, x, base_score)
+
+    def _ratio_of(self, field, x, base_score):
+        tangent_vec, divergence = value_and_divergence(self.space, field, x)
         pull = (base_score * tangent_vec).flatten(1).sum(-1)
         return tangent_vec, 1 - divergence - pull
 
-    def _ratio(self, x, base_score):
-        return self._field_and_ratio(x, base_score)[1]
+    def _ratio(self, x, base_score, context=None):
+        return self._field_and_ratio(x, base_score, context)[1]
 
     def _positive_part(self, ratio):
         # continuously differentiable; the clamp keeps the branch not taken finite
         low = self.floor**2 / (2 * self.floor - ratio.clamp(max=self.floor))
         return torch.where(ratio >= self.floor, ratio, low)
 
-    def _log_prob(self, x):
-        if len(x) > CHUNK:
-            return torch.cat([self._log_prob(part) for part in x.split(CHUNK)])
-        log_ratio = self._positive_part(self.ratio(x)).log()
-        return self._base_log_prob(x) + log_ratio - self._normalizer.log_value()
+    def _log_prob(self, x, context=None):
+        if context is None:
+            log_normalizer = self._normalizer.log_value()
+        else:
+            log_normalizer = self._conditional_normalizer.log_values(context)
+        columns = (x,) if context is None else (x, context)
+        parts = [
+            self._base_log_prob(*part) + self._positive_part(self.ratio(*part)).log()
+            for part in zip(*in_parts(*columns), strict=True)
+        ]
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)) - log_normalizer
 
     # The normaliser
 
     @torch.no_grad()
-    def normalizer(self):
+    def normalizer(self, context=None):
         """Integral Z of the positive part, and the standard error of its estimate.
+
+        Parameters
+        ----------
+        context : torch.Tensor or array, shape=(n, k), optional
 
         Returns
         -------
-        normalizer, standard_error : float
+        normalizer, standard_error : float, or torch.Tensor, shape=(n,), given contexts
             1 and 0 if the model density is positive at every node.
         """
-        state = self._normalizer.state()
-        return state["normalizer"], state["standard_error"]
+        return self._about(context, "normalizer", "standard_error")
 
     @torch.no_grad()
-    def negative_mass(self):
+    def negative_mass(self, context=None):
         """Mass of the negative part of nu - div u, which ``log_prob`` leaves out."""
-        return self._normalizer.state()["negative_mass"]
+        return self._about(context, "negative_mass")[0]
 
-    def _ratio_at(self, x, base_score):
+    def _about(self, context, *names):
+        given = self._given(context, 0 if context is None else len(context))
+        if not given:
+            state = self._normalizer.state()
+            return tuple(state[name] for name in names)
+        values = self._conditional_normalizer.values(given["context"])
+        columns = "normalizer", "standard_error", "negative_mass"
+        return tuple(values[:, columns.index(name)] for name in names)
+
+    def _ratio_at(self, x, base_score, *context):
         with torch.no_grad():
-            parts = zip(*in_parts(x, base_score), strict=True)
+            parts = zip(*in_parts(x, base_score, *context), strict=True)
             return torch.cat([self._ratio(*part) for part in parts])
 
     # Learning
@@ -167,175 +225,56 @@ class MoserFlow(Flow):
 
         A base that memorised x is scored leave-one-out. The base is not trained.
         """
-        base_log_prob, base_score = self._base_terms(x, leave_out=True)
-        nodes, node_score = self._training_nodes(max(256, len(x) // 2), generator)
-        relative = self._relative_log_prob(x, base_score, nodes, node_score)
-        return base_log_prob + relative
+        context = given.get("context")
+        base_log_prob, base_score = self._base_terms(x, context, leave_out=True)
+        n = max(256, len(x) // 2)
+        if context is not None:
+            context = torch.cat([context, _cycled(context, n)])
+        nodes = self._training_nodes(n, generator, None if context is None else context[-n:])
+        return base_log_prob + self._relative_log_prob(x, base_score, *nodes, 0.0, context)
 
-    def _relative_log_prob(self, x, base_score, nodes, node_score, own_ratio=0.0):
-        """Log of model over base at x, normalised over these nodes of the base."""
-        ratio = self._ratio(torch.cat([x, nodes]), torch.cat([base_score, node_score]))
+    def _relative_log_prob(
+        self, x, base_score, nodes, node_score, own_ratio=0.0, context=None
+    ):
+        """Log of model over base at x, normalised over these nodes of the base.
+
+        ``context`` is that of the points and then of the nodes. The mean over nodes is then
+        one of Z over contexts, and its log the same for all points. By Jensen's inequality,
+        log E[Z(c)] >= E[log Z(c)]: averaged over points, this is a lower bound of the log
+        likelihood (up to the bias of few nodes that there is without contexts), tight where
+        Z does not vary. Few nodes for each context's own log Z would flatter instead.
+        """
+        ratio = self._ratio(
+            torch.cat([x, nodes]), torch.cat([base_score, node_score]), context
+        )
         inside, outside = ratio[: len(x)] - own_ratio, ratio[len(x) :]
         normalizer = 1 + (self._positive_part(outside) - outside).mean()
         return self._positive_part(inside).log() - normalizer.log()
 
-    def _training_nodes(self, n, generator):
-        nodes = sample_from(self.base, n, generator).detach()
-        return nodes, score(self._base_log_prob, nodes).detach()
+    def _training_nodes(self, n, generator, context=None):
+        nodes = sample_from(self.base, n, generator, context).detach()
+        return nodes, self._base_score(nodes, context).detach()
 
     def _training_problem(self, train, held_out, generator):
-        """Only the field is trained, and what the base says of the data is kept."""
-        self._place_base(train.points)
-        anchors = None
-        if hasattr(self.field, "initialize"):
-            anchors = self.field.initialize(train.points, generator)
-            if not isinstance(self.base, Uniform):
-                self.field.scaled_charge.data.zero_()  # start from the base itself
-        base_terms = train.tabulate(lambda x: self._base_terms(x, leave_out=True))
-        pool = None
-        if not isinstance(self.base, Uniform):
-            pool = self._training_nodes(4096, _generator_on(self.device, generator))
-        if held_out is not None:
-            held_out = held_out.points
-            held_out_terms = self._base_terms(held_out, leave_out=False)
-        seed = int(torch.randint(2**31, (), generator=generator))
+        return training_problem(self, train, held_out, generator)
 
-        def loss(rows, step):
-            rows = rows.to(self.device)
-            points, _ = train.rows(rows)
-            log_prob, base_score = base_terms(rows, points)
-            draws = generator_at(self.device, seed, step)  # in every process the same
-            n_nodes = max(256, processes.count() * len(rows) // 2)
-            if pool is None:
-                nodes, node_score = self._training_nodes(n_nodes, draws)
-            else:
-                index = torch.randint(
-                    len(pool[0]), (n_nodes,), generator=draws, device=self.device
-                )
-                nodes, node_score = pool[0][index], pool[1][index]
-            own_ratio = log_prob.new_zeros(len(rows))
-            if anchors is not None:
-                # leave out of each point's density the sources that stand on it
-                own = self.field.own_ratio(train.points[anchors])
-                at, source = train.coincidences(rows, points, anchors)
-                own_ratio = own_ratio.index_add(0, at, own[source])
-            relative = self._relative_log_prob(
-                points, base_score, nodes, node_score, own_ratio
-            )
-            return -(log_prob + relative).mean()
-
-        def validate():
-            nodes = self._normalizer.nodes(0)
-            outside = self._ratio_at(*nodes)
-            normalizer = 1 + (self._positive_part(outside) - outside).mean()
-            log_prob, base_score = held_out_terms
-            inside = self._positive_part(self._ratio_at(held_out, base_score))
-            return float(normalizer.log() - (log_prob + inside.log()).mean())
-
-        return self.field, loss, validate
-
-    def _base_terms(self, x, leave_out):
+    def _base_terms(self, x, context=None, *, leave_out):
         """Log density and score of the base at fixed points."""
-        log_prob = self._base_log_prob
-        if leave_out and isinstance(self.base, Distribution):
-            log_prob = self.base.training_log_prob
+        listens = context is not None and takes_context(self.base)
+        leave_out = leave_out and isinstance(self.base, Distribution)
+        log_prob = self.base.training_log_prob if leave_out else self._base_log_prob
+
+        def of(x, context=None):
+            return log_prob(x, context=context) if listens else log_prob(x)
+
         with torch.no_grad():
-            value = log_prob(x)
-        gradient = [score(log_prob, part).detach() for part in x.split(CHUNK)]
+            value = of(x, context)
+        parts = zip(*in_parts(*((x, context) if listens else (x,))), strict=True)
+        gradient = [
+            score(lambda y, given=given: of(y, *given), part).detach()
+            for part, *given in parts
+        ]
         return value, torch.cat(gradient)
-
-    # Sampling
-
-    def _draw(self, n, generator):
-        return self.sample_with_count(n, generator)[0], None
-
-    @torch.no_grad()
-    def sample_with_count(self, n, generator=None):
-        """Exact samples of the reported density, and how many proposals they took.
-
-        By rejection (``rejection_sample``) from the base, helped by kernels on the
-        sources of the field.
-
-        Parameters
-        ----------
-        n : int
-        generator : torch.Generator, optional
-
-        Returns
-        -------
-        x : torch.Tensor, shape=(n, *space.shape)
-        n_proposals : int
-            Each cost one evaluation of the field with its divergence.
-        """
-        proposal = self._proposal()
-        if not n:
-            return self._anchor.new_zeros(0, *self.space.shape), 0
-        return rejection_sample(
-            n,
-            proposal,
-            lambda x: self._log_over(proposal, x),
-            self._log_envelope(proposal),
-            generator,
-        )
-
-    def _proposal(self):
-        """The base, helped by kernels on the sources of the field where it has any."""
-        self._normalizer.state()
-        if "proposal" not in self._normalizer.cache:
-            self._normalizer.cache["proposal"] = self.base
-            if isinstance(self.field, SourceField) and self._has_chord_kernels():
-                kernels = self._source_kernels()
-                self._normalizer.cache["proposal"] = Mixture(
-                    self.space, [self.base, kernels], weights=[0.3, 0.7]
-                ).to(self.device, self.dtype)
-        return self._normalizer.cache["proposal"]
-
-    def _has_chord_kernels(self):
-        """Whether kernels fall with the distance in the array, as sources do."""
-        x = self._normalizer.nodes(0)[0][:2]
-        if geometry.embed(self.space, x) is not x:
-            return False
-        try:
-            geometry.metric_scale(self.space)
-            geometry.log_kernel_normalizer(self.space, x.new_ones(1))
-            squared, log_volume = geometry.kernel_separation(self.space, x, x)
-            chord = geometry.squared_chord(self.space, x, x)
-        except TypeError:
-            return False
-        return log_volume is None and torch.allclose(squared, chord)
-
-    def _source_kernels(self):
-        # A t law with two degrees of freedom is a normal law whose precision is
-        # exponential: kernels at a geometric grid of it cover centre and tail.
-        level = 3.0 ** torch.arange(-7, 2, dtype=torch.float64)
-        share = (-level / math.sqrt(3)).exp() - (-level * math.sqrt(3)).exp()
-        scale = math.sqrt(geometry.metric_scale(self.space))
-        free = self.field.centers.detach()
-        centers = geometry.projection(self.space, free)
-        # a centre that left the space looks, from there, like a wider source
-        gap = (free - centers).flatten(1).square().sum(-1)
-        widths = scale * (self.field.widths.detach().square() + gap).sqrt()
-        widths = (0.5 / level).sqrt().to(widths)[:, None] * widths
-        weights = self.field.shares.detach().clamp_min(1e-12)
-        weights = share.to(weights)[:, None] * weights
-        return KernelMixture(self.space, centers, widths.clamp_max(4.0), weights)
-
-    def _log_over(self, proposal, x):
-        """Log of the unnormalised positive part of the model over the proposal."""
-        ratio = self._ratio_at(x, score(self._base_log_prob, x).detach())
-        value = self._positive_part(ratio).log()
-        if proposal is not self.base:
-            value = value + self._base_log_prob(x) - proposal._log_prob(x)
-        return value
-
-    def _log_envelope(self, proposal):
-        if "log_envelope" not in self._normalizer.cache:
-            nodes, _ = self._normalizer.nodes(0)
-            own = seeded_sample(proposal, 2048, 1, self.device)
-            x = torch.cat([nodes[:1024], own])
-            peak = float(self._log_over(proposal, x).max())
-            self._normalizer.cache["log_envelope"] = peak + math.log(1.2)
-        return self._normalizer.cache["log_envelope"]
 
     def transport(self, **kwargs):
         """The invertible map from the base to the data; see ``MoserTransport``."""
@@ -347,7 +286,6 @@ def _device_of(module):
     return tensors[0].device
 
 
-def _generator_on(device, generator):
-    """A generator on a device, seeded by the next draw of another."""
-    seed = int(torch.randint(2**31, (), generator=generator))
-    return torch.Generator(device).manual_seed(seed)
+def _cycled(rows, n):
+    """The rows again and again, n in all."""
+    return rows[torch.arange(n, device=rows.device) % len(rows)]

@@ -13,9 +13,9 @@ from geoflow_plugin import geometry
 from geoflow_plugin.distributions.base import score, seeded_sample
 from geoflow_plugin.distributions.uniform import Uniform
 
-__all__ = ["CHUNK", "Normalizer", "in_parts"]
+__all__ = ["CHUNK", "REPLICATES", "Normalizer", "in_parts"]
 
-_REPLICATES = 8  # independent node sets, whose scatter is the normaliser's error
+REPLICATES = 8  # independent node sets, whose scatter is the normaliser's error
 CHUNK = 4096  # points whose divergence is taken at a time
 
 
@@ -48,7 +48,7 @@ class Normalizer:
 
     def _gradient(self, parameters):
         flow = self.flow
-        exact = self._exact_nodes()
+        exact = self.exact_nodes()
         x, base_score = self.nodes(1) if exact is None else (exact[0], 0 * exact[0])
         share = x.new_full((len(x),), 1 / len(x)) if exact is None else exact[1]
         total = [torch.zeros_like(p) for p in parameters]
@@ -65,17 +65,23 @@ class Normalizer:
     @torch.no_grad()
     def state(self):
         """Z, its error and the negative mass, for these weights."""
-        fingerprint = self._fingerprint()
-        if self.cache.get("fingerprint") != fingerprint:
-            exact = self._exact_nodes()
+        cache = self.renewed()
+        if "normalizer" not in cache:
+            exact = self.exact_nodes()
             found = self._estimate() if exact is None else self._integrate(*exact)
             names = "normalizer", "standard_error", "negative_mass"
+            cache |= dict(zip(names, found, strict=True))
+        return cache
+
+    def renewed(self):
+        """The cache, emptied of all but nodes if it belongs to other weights."""
+        fingerprint = self._fingerprint()
+        if self.cache.get("fingerprint") != fingerprint:
             nodes = self.cache.get("nodes", {})
-            self.cache = dict(zip(names, found, strict=True))
-            self.cache |= {"fingerprint": fingerprint, "nodes": nodes}
+            self.cache = {"fingerprint": fingerprint, "nodes": nodes}
         return self.cache
 
-    def _exact_nodes(self):
+    def exact_nodes(self):
         """Points and shares of the uniform law that integrate the ratio exactly, or None."""
         flow = self.flow
         if not isinstance(flow.base, Uniform):
@@ -95,13 +101,13 @@ class Normalizer:
         while True:
             ratio = flow._ratio_at(*self.nodes(doublings)).double()
             excess = flow._positive_part(ratio) - ratio
-            means.append(excess.reshape(_REPLICATES, -1).mean(1))
+            means.append(excess.reshape(REPLICATES, -1).mean(1))
             negative.append((-ratio).clamp_min(0).mean())
             # every round has as many nodes as all before it
             sizes = torch.tensor([2.0 ** max(0, k - 1) for k in range(len(means))])
             weight = (sizes / sizes.sum()).to(ratio)
             replicates = (weight[:, None] * torch.stack(means)).sum(0)
-            error = float(replicates.std() / math.sqrt(_REPLICATES))
+            error = float(replicates.std() / math.sqrt(REPLICATES))
             doublings += 1
             if error <= flow.normalizer_tolerance or doublings > 5:
                 break
@@ -125,7 +131,7 @@ class Normalizer:
             x = torch.cat(
                 [
                     self._node_set(size, 100 * doublings + replicate)
-                    for replicate in range(_REPLICATES)
+                    for replicate in range(REPLICATES)
                 ]
             )
             base_score = torch.cat(
@@ -141,9 +147,9 @@ class Normalizer:
         return seeded_sample(flow.base, n, seed, flow.device)
 
 
-def in_parts(x, base_score):
-    """Points and scores of the base, in chunks."""
-    return x.split(CHUNK), base_score.split(CHUNK)
+def in_parts(*columns):
+    """Points, scores of the base and perhaps contexts, in chunks."""
+    return tuple(column.split(CHUNK) for column in columns)
 
 
 def _digest(module):

@@ -6,7 +6,7 @@ import torch
 
 from geoflow_plugin.distributions.base import sample_from
 
-__all__ = ["rejection_sample"]
+__all__ = ["conditional_rejection_sample", "rejection_sample"]
 
 _BATCH = 2**17  # proposals drawn at a time, at most
 
@@ -44,11 +44,7 @@ def rejection_sample(n, proposal, log_ratio, log_envelope, generator=None):
         value = log_ratio(x)
         n_proposals += len(x)
         peak = float(value.max())
-        if not peak < math.inf:
-            raise FloatingPointError(
-                f"sample: the density over its proposal came out as exp({peak}); the "
-                "model is not usable."
-            )
+        _check_peak(peak)
         if peak > log_envelope:
             higher = peak + math.log(1.2)
             kept = [
@@ -63,6 +59,66 @@ def rejection_sample(n, proposal, log_ratio, log_envelope, generator=None):
         ratios.append(value[keep])
         count = sum(map(len, accepted))
     return torch.cat(accepted)[:n], n_proposals
+
+
+def conditional_rejection_sample(group, draw, log_ratio, log_envelope, generator=None):
+    """One point for each row of contexts, by rejection under an envelope for each context.
+
+    All rows are tried at once, several times each, until every one has a point. A ratio
+    above the envelope of its context raises it, and rows of that context which have their
+    point lose it with the probability that they would not have been given it.
+
+    Parameters
+    ----------
+    group : torch.Tensor of int, shape=(n,)
+        Which of the distinct contexts a row has.
+    draw : callable
+        Rows, shape=(m,), to a proposal for each.
+    log_ratio : callable
+        Proposals and their rows to the log of the density over the proposal's, shape=(m,).
+    log_envelope : torch.Tensor, shape=(n_contexts,)
+        First guesses of the largest log ratios.
+    generator : torch.Generator, optional
+
+    Returns
+    -------
+    x : torch.Tensor, shape=(n, *space.shape)
+    n_proposals : int
+    """
+    n, n_proposals, x = len(group), 0, None
+    done = torch.zeros(n, dtype=torch.bool, device=group.device)
+    while not bool(done.all()):
+        pending = (~done).nonzero().squeeze(1)[:_BATCH]
+        wanted = 1.2 * log_envelope[group[pending]].double().exp() + 1
+        tries = wanted.clamp(1, max(1, _BATCH // len(pending))).long()
+        row = pending.repeat_interleave(tries)
+        y = draw(row)
+        value = log_ratio(y, row)
+        n_proposals += len(y)
+        x = y.new_empty(n, *y.shape[1:]) if x is None else x
+        at = group[row]
+        peak = log_envelope.new_full(log_envelope.shape, -math.inf)
+        peak = peak.scatter_reduce(0, at, value.to(peak), "amax")
+        _check_peak(float(peak[at].max()))
+        higher = torch.where(peak > log_envelope, peak + math.log(1.2), log_envelope)
+        done &= _bernoulli((log_envelope - higher)[group], generator)
+        log_envelope = higher
+        kept = _bernoulli(value - log_envelope[at].to(value), generator).nonzero().squeeze(1)
+        # of the proposals kept for a row, the first; those who had a point just lost it wait
+        first = torch.full((n,), len(row), device=row.device)
+        first = first.scatter_reduce(0, row[kept], kept, "amin")
+        found = first < len(row)
+        x[found] = y[first[found]]
+        done |= found
+    return x, n_proposals
+
+
+def _check_peak(peak):
+    if not peak < math.inf:
+        raise FloatingPointError(
+            f"sample: the density over its proposal came out as exp({peak}); the "
+            "model is not usable."
+        )
 
 
 def _bernoulli(log_probability, generator):

@@ -12,6 +12,7 @@ from geoflow_plugin.networks import (
     OneHiddenLayerPotential,
     SymmetricPotential,
 )
+from geoflow_plugin.networks.context import Given, context_dim_of
 
 __all__ = ["MongeAmpere"]
 
@@ -44,6 +45,9 @@ class MongeAmpere(Flow):
         Fourth order in ``step_size``, forward and back; the same forward with an inverse
         that is exact to rounding, and memory that does not grow with ``n_steps``;
         Dormand and Prince's of order five, to a tolerance.
+    context_dim : int
+        Of contexts (n, context_dim) that the default potential is conditioned on. A layer
+        whose potential takes none leaves them aside, as normflows' own do.
 
     References
     ----------
@@ -61,13 +65,19 @@ class MongeAmpere(Flow):
         symmetry=None,
         solver="runge_kutta",
         dtype=None,
+        context_dim=0,
     ):
         super().__init__()
         geometry.log_volume_element(space, geometry.origin(space)[None])  # refuses by name
         if geometry.interpolation(space) is not None:
             raise TypeError("space: gradients jump at its edges, so that nothing flows along.")
         if potential is None:
-            potential = _default_potential(space, dtype)
+            potential = _default_potential(space, dtype, context_dim)
+        elif context_dim:
+            raise ValueError(
+                f"context_dim: is for the default potential, got {context_dim!r} beside a "
+                f"{type(potential).__name__}; make that one conditional."
+            )
         if not isinstance(potential, nn.Module):
             raise TypeError(
                 f"potential: expected a torch.nn.Module, got {type(potential).__name__}; wrap "
@@ -103,6 +113,8 @@ class MongeAmpere(Flow):
 
     def solve(self, x, start, end, context=None):
         """Move points, which are not checked, from one time to another."""
+        if context is not None and context_dim_of(self.potential) == 0:
+            context = None
         if self.solver == "runge_kutta" and context is None and not is_transformed():
             layer = self._hidden_layer()
             if layer is not None:
@@ -134,7 +146,7 @@ class MongeAmpere(Flow):
 
     def _hidden_layer(self):
         """Weight, bias, amplitude and activation, where two matmuls say it all, or None."""
-        if not geometry.is_euclidean(self.space):
+        if not geometry.is_euclidean(self.space) or context_dim_of(self.potential):
             return None
         as_hidden_layer = getattr(self.potential, "as_hidden_layer", None)
         if as_hidden_layer is None:
@@ -147,11 +159,11 @@ class MongeAmpere(Flow):
         return f"n_steps={self.n_steps}, step_size={self.step_size}, solver={self.solver!r}"
 
 
-def _default_potential(space, dtype):
+def _default_potential(space, dtype, context_dim):
     shape = geometry.embed(space, geometry.origin(space)[None]).shape[1:]
     if geometry.is_euclidean(space):
-        return OneHiddenLayerPotential(shape.numel(), dtype=dtype)
-    return FourierPotential(shape, dtype=dtype)
+        return OneHiddenLayerPotential(shape.numel(), dtype=dtype, context_dim=context_dim)
+    return FourierPotential(shape, dtype=dtype, context_dim=context_dim)
 
 
 class _GradientFlow(nn.Module):
@@ -173,15 +185,5 @@ class _GradientFlow(nn.Module):
         if hasattr(potential, "at"):
             potential = potential.at(t)
         if self.context is not None:
-            potential = _Given(potential, self.context)
+            potential = Given(potential, self.context)
         return gradient_and_laplacian(self.space, potential, x)
-
-
-class _Given:
-    """A potential with its context."""
-
-    def __init__(self, potential, context):
-        self.potential, self.context = potential, context
-
-    def __call__(self, x):
-        return self.potential(x, self.context)

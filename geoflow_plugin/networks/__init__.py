@@ -3,6 +3,7 @@
 Flows project fields on tangent spaces for themselves.
 """
 
+from geoflow_plugin.networks.conditional_sources import ConditionalSourceField
 from geoflow_plugin.networks.deep_potentials import (
     FourierPotential,
     InputConvexPotential,
@@ -16,6 +17,7 @@ from geoflow_plugin.networks.sources import SourceField
 from geoflow_plugin.networks.symmetric import SymmetricPotential
 
 __all__ = [
+    "ConditionalSourceField",
     "FourierField",
     "FourierPotential",
     "InputConvexPotential",

@@ -32,7 +32,9 @@ def charge_sums(points, basis, centers, widths, charges):
     basis : torch.Tensor, shape=(d, n, D)
         Orthonormal basis of the tangent space at each point.
     centers : torch.Tensor, shape=(k, D)
-    widths, charges : torch.Tensor, shape=(k,)
+    widths : torch.Tensor, shape=(k,)
+    charges : torch.Tensor, shape=(k,) or (n, k)
+        The same at all points, or each point's own.
     """
     arguments = points, basis, centers, widths, charges
     if torch.compiler.is_compiling() or points.requires_grad or basis.requires_grad:
@@ -47,8 +49,11 @@ def charge_sums(points, basis, centers, widths, charges):
 
 def _plain(points, basis, centers, widths, charges):
     softened, kernel, tangential, _ = _pairs(points, basis, centers, widths)
-    pull = kernel @ (charges.unsqueeze(-1) * centers)
     bell = kernel * (1 - tangential / softened)
+    if charges.ndim == 2:
+        weighted = kernel * charges
+        return weighted @ centers, weighted.sum(1), (bell * charges).sum(1)
+    pull = kernel @ (charges.unsqueeze(-1) * centers)
     return pull, kernel @ charges, bell @ charges
 
 
@@ -78,12 +83,18 @@ def _blocks(n_points, n_charges):
     return [slice(i, min(i + size, n_points)) for i in range(0, n_points, size)]
 
 
+def _of(charges, block):
+    return charges[block] if charges.ndim == 2 else charges
+
+
 class _ChargeSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx, points, basis, centers, widths, charges):
         ctx.save_for_backward(points, basis, centers, widths, charges)
         blocks = _blocks(len(points), len(centers))
-        parts = [_plain(points[b], basis[:, b], centers, widths, charges) for b in blocks]
+        parts = [
+            _plain(points[b], basis[:, b], centers, widths, _of(charges, b)) for b in blocks
+        ]
         if not parts:
             return _plain(points, basis, centers, widths, charges)
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
@@ -97,7 +108,7 @@ class _ChargeSums(torch.autograd.Function):
         to_square = torch.zeros_like(widths)
         to_charges = torch.zeros_like(charges)
         for b in _blocks(len(points), len(centers)):
-            x, e = points[b], basis[:, b]
+            x, e, q = points[b], basis[:, b], _of(charges, b)
             softened, kernel, tangential, coordinates = _pairs(x, e, centers, widths)
             inverse = softened.reciprocal()
             # what a unit charge contributes to the loss through each pair
@@ -106,16 +117,20 @@ class _ChargeSums(torch.autograd.Function):
             share = tangential * inverse
             bell = through_bell * (1 - share)
             plain = through_kernel * kernel
-            to_charges += (plain + bell).sum(0)
-            to_centers += charges.unsqueeze(-1) * (kernel.mT @ grad_pull[b])
+            if charges.ndim == 2:
+                to_charges[b] = plain + bell
+                to_centers += (q * kernel).mT @ grad_pull[b]
+            else:
+                to_charges += (plain + bell).sum(0)
+                to_centers += q.unsqueeze(-1) * (kernel.mT @ grad_pull[b])
             # derivative in S, then in s = |x - c|^2 and in the tangential coordinates
             along = (through_bell * share - half_dim * (plain + bell)) * inverse
-            along *= charges
+            along *= q
             total = along.sum(0)
             to_square += total
             to_centers += 2 * (total.unsqueeze(-1) * centers - along.mT @ x)
             across = through_bell * inverse
-            across *= 2 * charges
+            across *= 2 * q
             for direction, coordinate in zip(e, coordinates, strict=True):
                 # t falls with the coordinate <e, x - c>, whose derivative in c is -e
                 to_centers += (across * coordinate).mT @ direction

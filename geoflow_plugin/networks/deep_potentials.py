@@ -3,6 +3,11 @@
 import torch
 from torch import nn
 
+from geoflow_plugin.networks.context import (
+    Standardize,
+    context_dim_of,
+    with_context,
+)
 from geoflow_plugin.networks.fields import FourierFeatures, linear, perceptron
 
 __all__ = ["FourierPotential", "InputConvexPotential", "TimeDependentPotential"]
@@ -24,7 +29,7 @@ class FourierPotential(nn.Module):
     max_frequency : float
         Frequencies are spread logarithmically from 1/2 to this.
     context_dim : int
-        Number of conditioning variables, (n, context_dim).
+        Number of conditioning variables, (n, context_dim); ``fit`` standardizes them.
     generator : torch.Generator, optional
     dtype : torch.dtype, optional
         Default: torch's default dtype, as for any module.
@@ -43,6 +48,8 @@ class FourierPotential(nn.Module):
     ):
         super().__init__()
         dtype = dtype or torch.get_default_dtype()
+        self.context_dim = context_dim
+        self.standardize = Standardize(context_dim, dtype) if context_dim else None
         self.features = FourierFeatures(shape, n_features, max_frequency, generator, dtype)
         self.hidden, self.out = perceptron(
             2 * n_features + context_dim, hidden, depth, 1, generator, dtype
@@ -50,9 +57,7 @@ class FourierPotential(nn.Module):
 
     def forward(self, x, context=None):
         """Scalars (n,) at points (n, *shape), given contexts (n, context_dim)."""
-        features = self.features(x)
-        if context is not None:
-            features = torch.cat([features, context], dim=-1)
+        features = with_context(self.features(x), self.standardize, context)
         return self.out(self.hidden(features)).squeeze(-1)
 
 
@@ -114,6 +119,11 @@ class TimeDependentPotential(nn.Module):
             raise ValueError(f"potentials: expected two at least, got {len(potentials)}.")
         self.potentials = nn.ModuleList(potentials)
         self.end = float(end)
+
+    @property
+    def context_dim(self):
+        """That of the first potential."""
+        return context_dim_of(self.potentials[0])
 
     def at(self, time):
         """The potential at a time, a float or a scalar tensor, as a callable."""

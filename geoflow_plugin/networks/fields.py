@@ -5,6 +5,8 @@ import math
 import torch
 from torch import nn
 
+from geoflow_plugin.networks.context import Standardize, with_context
+
 __all__ = ["FourierField"]
 
 
@@ -25,6 +27,8 @@ class FourierField(nn.Module):
         Number of hidden layers.
     max_frequency : float
         Frequencies are spread logarithmically from 1/2 to this.
+    context_dim : int
+        Number of conditioning variables, (n, context_dim); ``fit`` standardizes them.
     generator : torch.Generator, optional
     dtype : torch.dtype, optional
         Default: torch's default dtype, as for any module.
@@ -37,20 +41,28 @@ class FourierField(nn.Module):
         hidden=64,
         depth=2,
         max_frequency=8.0,
+        context_dim=0,
         generator=None,
         dtype=None,
     ):
         super().__init__()
         dtype = dtype or torch.get_default_dtype()
-        self.shape = tuple(shape)
+        self.shape, self.context_dim = tuple(shape), context_dim
+        self.standardize = Standardize(context_dim, dtype) if context_dim else None
         self.features = FourierFeatures(shape, n_features, max_frequency, generator, dtype)
         self.hidden, self.out = perceptron(
-            2 * n_features, hidden, depth, math.prod(self.shape), generator, dtype
+            2 * n_features + context_dim,
+            hidden,
+            depth,
+            math.prod(self.shape),
+            generator,
+            dtype,
         )
 
-    def forward(self, x):
-        """Vectors (n, *shape) at points (n, *shape)."""
-        return self.out(self.hidden(self.features(x))).reshape(x.shape)
+    def forward(self, x, context=None):
+        """Vectors (n, *shape) at points (n, *shape), given contexts (n, context_dim)."""
+        features = with_context(self.features(x), self.standardize, context)
+        return self.out(self.hidden(features)).reshape(x.shape)
 
 
 class FourierFeatures(nn.Module):

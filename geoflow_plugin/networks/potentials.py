@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn.functional import softplus
 
+from geoflow_plugin.networks.context import Standardize, refuse_context
+
 __all__ = ["OneHiddenLayerPotential"]
 
 # s and s' of h, and s'' of s'. Softplus turns into a line where it equals one in float64.
@@ -32,7 +34,8 @@ class OneHiddenLayerPotential(nn.Module):
     .. math::
         \phi(x) = \sum_k a_k s(w_k \cdot x + b_k)
 
-    Its gradient and Laplacian are closed forms. Without biases, ``"log_cosh"`` makes it even.
+    Given a context c, what is added in each unit is b_k + v_k . c. Gradient and Laplacian
+    are closed forms. Without biases, ``"log_cosh"`` makes it even.
 
     Parameters
     ----------
@@ -42,6 +45,8 @@ class OneHiddenLayerPotential(nn.Module):
         Number of hidden units.
     activation : {"softplus", "log_cosh"}
         s; its derivative is the logistic function, or tanh.
+    context_dim : int
+        Number of conditioning variables, (n, context_dim); ``fit`` standardizes them.
     generator : torch.Generator, optional
     dtype : torch.dtype, optional
         Default: torch's default dtype, as for any module.
@@ -61,7 +66,16 @@ class OneHiddenLayerPotential(nn.Module):
         For an unknown activation, or sizes that are no positive integers.
     """
 
-    def __init__(self, dim, width=512, activation="softplus", generator=None, dtype=None):
+    def __init__(
+        self,
+        dim,
+        width=512,
+        activation="softplus",
+        generator=None,
+        dtype=None,
+        *,
+        context_dim=0,
+    ):
         super().__init__()
         for name, size in {"dim": dim, "width": width}.items():
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
@@ -77,23 +91,28 @@ class OneHiddenLayerPotential(nn.Module):
         self.weight = nn.Parameter(weight / math.sqrt(dim))
         self.bias = nn.Parameter(torch.zeros(width, dtype=dtype))
         self.amplitude = nn.Parameter(0.1 / math.sqrt(width) * amplitude)
+        self.context_dim, self.standardize = context_dim, None
+        if context_dim:
+            self.standardize = Standardize(context_dim, dtype)
+            given = torch.randn(width, context_dim, generator=generator, dtype=dtype)
+            self.context_weight = nn.Parameter(given / math.sqrt(context_dim))
 
     def extra_repr(self):
         """Sizes and activation, for the module's repr."""
         width, dim = self.weight.shape
         return f"dim={dim}, width={width}, activation={self.activation!r}"
 
-    def forward(self, x):
-        """Values (n,) at points (n, *shape)."""
+    def forward(self, x, context=None):
+        """Values (n,) at points (n, *shape), given contexts (n, context_dim)."""
         value, _, _ = ACTIVATIONS[self.activation]
-        return value(self._hidden(x)) @ self.amplitude
+        return value(self._hidden(x, context)) @ self.amplitude
 
-    def gradient(self, x):
+    def gradient(self, x, context=None):
         """Gradient in the array, (n, *shape), at points (n, *shape)."""
         _, slope, _ = ACTIVATIONS[self.activation]
-        return self._combined(slope(self._hidden(x)), x)
+        return self._combined(slope(self._hidden(x, context)), x)
 
-    def gradient_and_trace(self, x, basis=None):
+    def gradient_and_trace(self, x, basis=None, context=None):
         r"""Gradient, and the trace of the Hessian over a tangent basis, in one pass.
 
         Parameters
@@ -101,6 +120,7 @@ class OneHiddenLayerPotential(nn.Module):
         x : torch.Tensor, shape=(n, *shape)
         basis : torch.Tensor, shape=(d, n, *shape), optional
             Default: all directions, which gives the Laplacian.
+        context : torch.Tensor, shape=(n, context_dim), optional
 
         Returns
         -------
@@ -110,7 +130,7 @@ class OneHiddenLayerPotential(nn.Module):
             \sum_k a_k s''(h_k) \sum_i (w_k \cdot e_i)^2`.
         """
         _, slope, curvature = ACTIVATIONS[self.activation]
-        slopes = slope(self._hidden(x))
+        slopes = slope(self._hidden(x, context))
         bends = curvature(slopes)
         if basis is None:
             trace = bends @ (self.amplitude * self.weight.square().sum(-1))
@@ -147,14 +167,21 @@ class OneHiddenLayerPotential(nn.Module):
         row = torch.randint(len(points), (width,), generator=generator)
         self.bias.zero_()
         weight.mul_(length / weight.norm(dim=1, keepdim=True))
-        self.bias.copy_(-self._hidden(points[row.to(points.device)].to(weight)).diagonal())
+        self.bias.copy_(-self._linear(points[row.to(points.device)].to(weight)).diagonal())
         self.amplitude.div_(length.squeeze(1).square())
 
     def as_hidden_layer(self):
         """Weight, bias, amplitude and activation, as ``hidden_layer_flow`` takes them."""
         return self.weight, self.bias, self.amplitude, self.activation
 
-    def _hidden(self, x):
+    def _hidden(self, x, context=None):
+        hidden = self._linear(x)
+        if self.standardize is not None:
+            return hidden + self.standardize(context) @ self.context_weight.mT
+        refuse_context(context)
+        return hidden
+
+    def _linear(self, x):
         point = x.flatten(1)
         if point.shape[1] != self.weight.shape[1]:
             raise ValueError(

@@ -4,10 +4,11 @@ import math
 
 import torch
 from torch import nn
-from torch.func import jvp, vmap
+from torch.func import vmap
 
 from geoflow_plugin import geometry
 from geoflow_plugin.calculus import value_and_divergence
+from geoflow_plugin.geometry.forward_mode import jvp
 from geoflow_plugin.networks.charges import charge_sums
 
 __all__ = ["SourceField"]
@@ -46,6 +47,7 @@ class SourceField(nn.Module):
 
     # Under Adam, log widths and log charges have to move faster than centres.
     _gain = 10.0
+    context_dim = 0  # see ConditionalSourceField
 
     def __init__(self, space, n_sources=1024, background=None, generator=None, dtype=None):
         super().__init__()
@@ -84,7 +86,7 @@ class SourceField(nn.Module):
     def forward(self, x):
         """Vectors (n, *shape) at points (n, *shape)."""
         no_basis = x.new_zeros(geometry.dim(self.space), 1, 1).expand(-1, *x.flatten(1).shape)
-        vector, _ = self._sources(x, no_basis)
+        vector, _ = self._sources(x, no_basis, self.charge * self.shares)
         return vector if self.background is None else vector + self.background(x)
 
     def value_and_trace(self, x, basis):
@@ -103,14 +105,16 @@ class SourceField(nn.Module):
         vector : torch.Tensor, shape=(n, *space.shape)
         trace : torch.Tensor, shape=(n,)
         """
-        vector, trace = self._sources(x, basis.flatten(2))
-        if self.background is None:
+        vector, trace = self._sources(x, basis.flatten(2), self.charge * self.shares)
+        return self._with_background(self.background, vector, trace, x, basis)
+
+    @staticmethod
+    def _with_background(background, vector, trace, x, basis):
+        if background is None:
             return vector, trace
 
         def along(direction):
-            value, change = jvp(  # type: ignore[misc]
-                self.background, (x,), (direction,)
-            )
+            value, change = jvp(background, (x,), (direction,))  # type: ignore[misc]
             return (direction * change).flatten(1).sum(-1), value
 
         products, value = vmap(
@@ -119,14 +123,14 @@ class SourceField(nn.Module):
         )(basis)
         return vector + value, trace + products.sum(0)
 
-    def _sources(self, x, basis):
+    def _sources(self, x, basis, charges):
         point = x.flatten(1)
         pull, push, bell = charge_sums(
             point,
             basis,
             self.centers.flatten(1),
             self.widths,
-            self.charge * self.shares,
+            charges,
         )
         vector = pull - push.unsqueeze(-1) * point
         return vector.reshape(x.shape), -geometry.dim(self.space) * bell
@@ -153,19 +157,8 @@ class SourceField(nn.Module):
         anchors : torch.Tensor of int, shape=(n_sources,)
             Row of ``points`` on which each source stands.
         """
-        n, k = len(points), len(self.centers)
-        images = geometry.embed(self.space, points)
-        order = torch.randperm(n, generator=generator).to(points.device)
-        used = order[:k]
-        width = _neighbor_distances(images[used], images, n_neighbors)
-        source = torch.arange(k, device=points.device)
-        row, scale = source % len(used), (source // len(used)) % len(n_neighbors)
-        anchors = used[row]
-        self.centers.copy_(images[anchors])
-        self.scaled_logits.zero_()
-        self.scaled_charge.fill_(1 / self._gain)
-        log_width = width[row, scale].log() / self._gain
-        self.scaled_log_widths.copy_(log_width)
+        n = len(points)
+        order, anchors, log_width = self._place(points, generator, n_neighbors)
         if not geometry.is_compact(self.space):
             return anchors
         probe = geometry.quasi_uniform(
@@ -190,6 +183,22 @@ class SourceField(nn.Module):
         self.scaled_charge.fill_(best[1] / self._gain)
         return anchors
 
+    def _place(self, points, generator, n_neighbors):
+        """Put the sources on data; returns an order of the data, anchors and widths."""
+        k, images = len(self.centers), geometry.embed(self.space, points)
+        order = torch.randperm(len(points), generator=generator).to(points.device)
+        used = order[:k]
+        width = _neighbor_distances(images[used], images, n_neighbors)
+        source = torch.arange(k, device=points.device)
+        row, scale = source % len(used), (source // len(used)) % len(n_neighbors)
+        anchors = used[row]
+        self.centers.copy_(images[anchors])
+        self.scaled_logits.zero_()
+        self.scaled_charge.fill_(1 / self._gain)
+        log_width = width[row, scale].log() / self._gain
+        self.scaled_log_widths.copy_(log_width)
+        return order, anchors, log_width
+
     def own_ratio(self, points):
         """What each source adds to a flow's ratio at one point of its own.
 
@@ -204,12 +213,14 @@ class SourceField(nn.Module):
         -------
         own_ratio : torch.Tensor, shape=(n_sources,)
         """
+        return self.charge * self.shares * self._own_bell(points)
+
+    def _own_bell(self, points):
         dim, square = geometry.dim(self.space), self.widths.square()
         squared = (
             (geometry.embed(self.space, points) - self.centers).flatten(1).square().sum(-1)
         )
-        bell = dim * square * (squared + square) ** (-dim / 2 - 1)
-        return self.charge * self.shares * bell
+        return dim * square * (squared + square) ** (-dim / 2 - 1)
 
 
 def _squared_distances(points, centers):

@@ -5,6 +5,7 @@ import functools
 import torch
 from torch import nn
 
+from geoflow_plugin.networks.context import context_dim_of
 from geoflow_plugin.networks.groups import as_elements, check_group
 
 __all__ = ["SymmetricPotential"]
@@ -74,6 +75,12 @@ class SymmetricPotential(nn.Module):
         """Number of elements of the group."""
         return len(self.matrix) if hasattr(self, "matrix") else self.index.shape[1]
 
+    @property
+    def context_dim(self):
+        """Number of conditioning variables of the potential, None if it does not say."""
+        is_module = isinstance(self.potential, nn.Module)
+        return context_dim_of(self.potential) if is_module else None
+
     def forward(self, x, *context):
         """Scalars (n,) at points (n, *shape), given what the potential is conditioned on."""
         return self._average(self.potential, x, *context)
@@ -89,8 +96,8 @@ class SymmetricPotential(nn.Module):
         return self._pulled_back(self.potential.gradient(self._images(x)), x)
 
     @_WherePotentialHas
-    def gradient_and_trace(self, x, basis=None):
-        """Gradient, and the trace of the Hessian over a basis.
+    def gradient_and_trace(self, x, basis=None, context=None):
+        """Gradient, and the trace of the Hessian over a basis, given a context.
 
         Parameters
         ----------
@@ -108,7 +115,8 @@ class SymmetricPotential(nn.Module):
             n_vectors = len(basis)
             basis = self._act(basis.flatten(0, 1)).unflatten(1, (n_vectors, len(x)))
             basis = basis.transpose(0, 1).reshape(n_vectors, -1, *x.shape[1:])
-        vector, trace = self.potential.gradient_and_trace(self._images(x), basis)
+        given = {} if context is None else {"context": context.repeat(self.order, 1)}
+        vector, trace = self.potential.gradient_and_trace(self._images(x), basis, **given)
         return self._pulled_back(vector, x), trace.reshape(self.order, len(x)).mean(0)
 
     @_WherePotentialHas

@@ -190,10 +190,10 @@ if __name__ == "__main__":
     add(
         "--n-steps",
         type=int,
-        default=100,
-        help="Runge-Kutta steps over time 10; the paper: 100",
+        default=10,
+        help="Runge-Kutta steps over time 10 in training; the paper: 100",
     )
-    add("--learning-rate", type=float, default=1e-3)
+    add("--learning-rate", type=float, default=2e-4)
     add("--noise", type=int, default=1, help="draws of the training noise, 157 MB each")
     add("--points", type=int, help="use at most so many images of each part")
     add("--device", help="default: the CPU")

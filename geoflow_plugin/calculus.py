@@ -9,9 +9,10 @@ derivatives, interpolates it (``interpolation``).
 """
 
 import torch
-from torch.func import jvp, vjp, vmap
+from torch.func import vjp, vmap
 
 from geoflow_plugin import geometry
+from geoflow_plugin.geometry.forward_mode import jvp
 
 __all__ = [
     "divergence",

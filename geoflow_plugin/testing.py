@@ -11,7 +11,7 @@ import copy
 import math
 
 import torch
-from torch.func import jvp, vmap
+from torch.func import vmap
 
 from geoflow_plugin import geometry
 from geoflow_plugin.calculus import divergence, gradient, laplacian, value_and_divergence
@@ -20,6 +20,7 @@ from geoflow_plugin.distributions.base import score
 from geoflow_plugin.distributions.uniform import Uniform
 from geoflow_plugin.distributions.wrapped_normal import WrappedNormal
 from geoflow_plugin.geometry.dispatch import UnsupportedError
+from geoflow_plugin.geometry.forward_mode import jvp
 
 __all__ = ["check_distribution", "check_space"]
 

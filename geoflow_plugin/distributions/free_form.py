@@ -4,10 +4,11 @@ import math
 
 import torch
 from torch import nn
-from torch.func import jvp, vjp, vmap
+from torch.func import vjp, vmap
 
 from geoflow_plugin import geometry
 from geoflow_plugin.distributions.injective import InjectiveFlow, ambient_space, latent_space
+from geoflow_plugin.geometry.forward_mode import jvp
 from geoflow_plugin.layers.embedding import Embedding
 
 __all__ = ["FreeFormInjectiveFlow"]

@@ -75,11 +75,12 @@ class RejectionSampled:
         """The base, helped by kernels on the sources of the field where it has any."""
         cache = self._normalizer.renewed()
         if "proposal" not in cache:
-            cache["proposal"] = self.base
+            proposal = self.base
             if isinstance(self.field, SourceField) and self._has_chord_kernels():
-                cache["proposal"] = Mixture(
+                proposal = Mixture(
                     self.space, [self.base, self._source_kernels()], weights=[0.3, 0.7]
                 ).to(self.device, self.dtype)
+            cache["proposal"] = proposal  # at once: other threads look
         return cache["proposal"]
 
     def _has_chord_kernels(self):

@@ -34,19 +34,17 @@ class Normalizer:
 
     def log_value(self):
         """Log Z as a tensor whose value is cached and whose gradient is the estimate's."""
-        flow = self.flow
-        value = flow._anchor.new_tensor(math.log(self.state()["normalizer"]))
+        flow, cache = self.flow, self.state()
+        value = flow._anchor.new_tensor(math.log(cache["normalizer"]))
         parameters = [p for p in flow.parameters() if p.requires_grad]
         if not (torch.is_grad_enabled() and parameters):
             return value
-        if "gradient" not in self.cache:
-            self.cache["gradient"] = self._gradient(parameters)
-        linear = sum(
-            (g * p).sum() for g, p in zip(self.cache["gradient"], parameters, strict=True)
-        )
+        if "gradient" not in cache:
+            cache["gradient"] = self._gradient(parameters, cache["normalizer"])
+        linear = sum((g * p).sum() for g, p in zip(cache["gradient"], parameters, strict=True))
         return value + linear - linear.detach()
 
-    def _gradient(self, parameters):
+    def _gradient(self, parameters, normalizer):
         flow = self.flow
         exact = self.exact_nodes()
         x, base_score = self.nodes(1) if exact is None else (exact[0], 0 * exact[0])
@@ -60,7 +58,7 @@ class Normalizer:
                 gradient = torch.autograd.grad(excess, parameters, allow_unused=True)
                 for t, g in zip(total, gradient, strict=True):
                     t += 0 if g is None else g
-        return [t / self.cache["normalizer"] for t in total]
+        return [t / normalizer for t in total]
 
     @torch.no_grad()
     def state(self):

@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch.func import jvp, vmap
+from torch.func import vmap
 
 from geoflow_plugin.geometry.dispatch import open_function, required_function, unsupported
+from geoflow_plugin.geometry.forward_mode import jvp
 
 # Another space in disguise ------------------------------------------------------------
 

@@ -11,9 +11,10 @@ import functools
 
 import numpy as np
 import torch
-from torch.func import jvp, vmap
+from torch.func import vmap
 
 from geoflow_plugin import geometry
+from geoflow_plugin.geometry.forward_mode import jvp
 
 _ORDERS = 4  # of derivatives that an implicit solution has
 _N_PIECES = 16  # of a geodesic from its start

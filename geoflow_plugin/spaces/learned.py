@@ -13,10 +13,11 @@ from geomstats.geometry.hypersphere import Hypersphere
 from geomstats.geometry.pullback_metric import PullbackMetric
 from geomstats.numerics.geodesic import ExpODESolver, LogSolver
 from geomstats.numerics.ivp import GSIVPIntegrator
-from torch.func import jvp, vmap
+from torch.func import vmap
 
 from geoflow_plugin import geometry
 from geoflow_plugin.geometry.dispatch import UnsupportedError, open_function
+from geoflow_plugin.geometry.forward_mode import jvp
 from geoflow_plugin.spaces.linear import euclidean
 
 __all__ = ["LearnedManifold", "centered_chart"]

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import torch
 from geomstats.geometry.base import LevelSet
-from torch.func import jvp, vmap
+from torch.func import vmap
 
 from geoflow_plugin import geometry
 from geoflow_plugin.geometry.dispatch import UnsupportedError
+from geoflow_plugin.geometry.forward_mode import jvp
 from geoflow_plugin.spaces.intrinsic import register_fallback, some_points
 from geoflow_plugin.spaces.level_set import (
     codimension,

@@ -3,8 +3,10 @@
 import warnings
 
 import torch
-from torch.func import jvp, vmap
+from torch.func import vmap
 from torch.utils.checkpoint import checkpoint
+
+from geoflow_plugin.geometry.forward_mode import jvp
 
 __all__ = ["VolumeChangeError", "forward_mode", "half_log_det", "pushforward", "reverse_mode"]
 

@@ -1,0 +1,21 @@
+"""Forward-mode derivatives from several threads."""
+
+import threading
+
+import torch
+
+__all__ = ["jvp"]
+
+_LOCK = threading.RLock()
+
+
+def jvp(function, primals, tangents, **options):
+    """``torch.func.jvp``, one thread at a time.
+
+    The levels of torch's forward mode belong to the process and not to a thread: two that
+    overlap mix their tangents, mostly without a word.
+    """
+    if torch.compiler.is_compiling():  # a lock cannot be traced, nor would it be kept
+        return torch.func.jvp(function, primals, tangents, **options)  # type: ignore[misc]
+    with _LOCK:
+        return torch.func.jvp(function, primals, tangents, **options)  # type: ignore[misc]

@@ -402,6 +402,10 @@ def test_what_no_file_can_hold_is_refused_before_one_is_written(tmp_path):
             gf.Uniform(sphere).save(where)
         with pytest.raises(TypeError, match="path"):
             gf.load(where)
+    stale = gf.Uniform(sphere)
+    sphere.metric = 2.0 * sphere.metric
+    with pytest.raises(ValueError, match="metric"):
+        stale.save(path)
     assert not list(tmp_path.iterdir())
 
 
@@ -643,7 +647,7 @@ EDITS = {
     "a tensor that is not there": lambda d, t: NET(d)["parameters"].update(
         weight=["no", True]
     ),
-    "a tensor missing": lambda d, t: t.pop(next(iter(t))) and None,
+    "a tensor missing": lambda d, t: [t.pop(next(iter(t)))] and None,
     "a tensor too many": lambda d, t: t.update(extra=torch.ones(2)),
     "another shape": lambda d, t: t.update({"base.mean": torch.zeros(3)}),
     "another dtype": lambda d, t: t.update({"base.mean": torch.zeros(2, dtype=torch.int8)}),
@@ -651,7 +655,7 @@ EDITS = {
     "a record too many": lambda d, t: FLOW(d).update(run={}),
     "no objects": lambda d, t: d.update(objects=[]),
     "objects that are none": lambda d, t: d.update(objects=[1, "2", None]),
-    "no format": lambda d, t: d.pop("format") and None,
+    "no format": lambda d, t: [d.pop("format")] and None,
     "a format of words": lambda d, t: d.update(format="0.1"),
     "a negative format": lambda d, t: d.update(format=[-1, 0]),
     "infinity in JSON": lambda d, t: _with_text(

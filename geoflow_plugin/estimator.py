@@ -52,7 +52,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
     device : torch.device or str, optional
         Where to train and to evaluate; default: the CPU.
     dtype : {"float32", "float64"}, numpy or torch dtype, optional
-        To compute in; default: that of X. Single precision is about twice as fast.
+        To compute in; default: that of X. Single precision takes two thirds of the time.
     verbose : int
         0 is silent, more shows a progress bar.
 

@@ -273,13 +273,15 @@ def test_layers_of_normflows_come_back(name, tmp_path):
 
 
 def test_what_is_shared_stays_shared(tmp_path):
-    class_net = nn.Sequential(nn.Linear(3, 3), nn.Softplus(2.0), nn.Linear(3, 3))
-    class_net.append(class_net[0])  # a module twice
-    class_net[2].weight = class_net[0].weight  # a tied weight
-    class_net[2].bias.requires_grad_(False)
-    model = gf.MoserFlow(make_space("S2"), field=class_net)
+    net = nn.Sequential(nn.Linear(3, 3), nn.Softplus(2.0), nn.Linear(3, 3))
+    net.append(net[0])  # a module twice
+    net[2].weight = net[0].weight  # a tied weight
+    net[2].bias.requires_grad_(False)
+    net.spare = nn.ModuleDict({"keys and values": nn.Tanh()})
+    model = gf.MoserFlow(make_space("S2"), field=net)
     model.save(tmp_path / "model")
     net = gf.load(tmp_path / "model").field
+    assert "keys and values" in net.spare
     assert net[3] is net[0] and net[2].weight is net[0].weight
     assert not net[2].bias.requires_grad and net[0].bias.requires_grad
     space = gf.load(tmp_path / "model")
@@ -637,6 +639,7 @@ EDITS = {
     "a method as attribute": lambda d, t: NET(d)["attributes"].update(forward=1),
     "a dunder": lambda d, t: NET(d)["attributes"].update(__class__="x"),
     "torch's hooks": lambda d, t: NET(d)["attributes"].update(_forward_hooks={"dict": {}}),
+    "a dotted name": lambda d, t: NET(d)["buffers"].update({"a.b": None}),
     "no identifier": lambda d, t: NET(d)["attributes"].update({"a b": 1}),
     "a function": lambda d, t: NET(d)["attributes"].update(
         activation={"function": "torch.load"}

@@ -69,6 +69,7 @@ FAULTS = {
     "maximum mean discrepancy": lambda: report(normal(), data(300, 1, 0.9), **FEW),
     "classifier": lambda: report(normal(), data(300, 1, 0.9), **FEW),
     "calibration": lambda: report(normal(), data(300, 1, 0.3), **FEW),
+    "beaten by uniform": lambda: report(normal(), data(300, 1, 0.9), **FEW),
     "duplicates": lambda: report(normal(), data(300, 1), data(310, 1)[10:], **FEW),
 }
 
@@ -105,14 +106,14 @@ def test_repeats_are_counted_point_by_point():
 
 
 def test_a_learned_submanifold_has_a_reconstruction_error_instead_of_an_integral():
-    t = torch.linspace(0, 6, 120, dtype=torch.float64)
+    t = torch.linspace(0, 6, 60, dtype=torch.float64)
     X = torch.stack([t.cos(), t.sin(), 0.1 * t], dim=1)
-    flow = gf.InjectiveFlow(3, dim=1).double().fit(X, max_steps=3, progress=False)
-    found = report(flow, X[::4], X, **FEW)
+    flow = gf.InjectiveFlow(3, dim=1).double().fit(X, max_steps=1, progress=False)
+    found = report(flow, X[::4], X, n_samples=40)
     with torch.no_grad():
         expected = float(flow.reconstruction_error(X[::4]).mean())
     assert found.reconstruction_error.value == pytest.approx(expected)
-    assert found.integral is None and found.baselines == {} and found.n_duplicates == 30
+    assert found.integral is None and found.baselines == {} and found.n_duplicates == 15
     assert "submanifold" in str(found)
 
 

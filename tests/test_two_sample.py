@@ -136,7 +136,7 @@ def test_isometries_of_the_space_change_nothing(name):
 # Level and power ----------------------------------------------------------------------------
 
 
-def p_values(test, n=80):
+def p_values(test, n=60):
     return np.array([test(seeded(seed)).p_value for seed in range(n)])
 
 

@@ -150,6 +150,7 @@ class Distribution(BaseDistribution):
         OSError
             If it cannot be written; an old file is untouched.
         """
+        self._check_metric()
         persistence.save(self, path)
 
     # Checks

@@ -197,11 +197,11 @@ class _LogNormalizer(torch.autograd.Function):
         if exact is not None:
             nodes, share = (exact[0], 0 * exact[0]), exact[1]
         elif not own:
-            nodes = normalizer.nodes(2)
+            nodes = normalizer.nodes(1)
         size = 1 if nodes is None else max(1, CHUNK // len(nodes[0]))
         for rows in torch.arange(len(contexts), device=contexts.device).split(size):
             given = contexts[rows].requires_grad_(per_row)
-            found = normalizer.nodes(2, contexts[rows]) if nodes is None else nodes
+            found = normalizer.nodes(1, contexts[rows]) if nodes is None else nodes
             if exact is None:
                 share = found[0].new_full((len(found[0]),), 1 / len(found[0]))
             scale = (weight[rows, None] * share).flatten()

@@ -105,10 +105,10 @@ def _rebuild_as_it_was(cls, record, reader):
     attributes, modules, parameters, buffers, mode = fields
     module = cls.__new__(cls)
     nn.Module.__init__(module)
-    for name in (*attributes, *modules, *parameters, *buffers):
-        if not name.isdigit():  # parts of a list are called by their numbers
-            _check_name(cls, name)
+    if any("." in name for name in (*modules, *parameters, *buffers)):
+        raise ValueError("a name of one of its parts has a dot in it")
     for name, value in attributes.items():
+        _check_name(cls, name)
         module.__dict__[name] = reader.value(value)
     for name, value in modules.items():
         part = reader.value(value)

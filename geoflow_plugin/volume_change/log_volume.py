@@ -106,6 +106,7 @@ def log_volume_change_and_error(mapping, points, space=None, *, n_probes=10, gen
     return estimate - _log_volume_element(points, space), error
 
 
+@torch.compiler.disable  # tracing layers of normflows inside these derivatives fails
 def value_and_log_volume_change(
     mapping, points, space=None, method="exact", n_probes=1, generator=None
 ):

@@ -42,7 +42,7 @@ def _describe_tensors(module, writer, where):
     buffers: dict = {}
     for path, part in module.named_modules():
         if any(getattr(part, name) for name in _HOOKS):
-            raise TypeError(f"{prefix}{path}: has hooks, which no file can hold.")
+            raise TypeError(f"{prefix + path or 'root'}: has hooks, which no file can hold.")
         inner, transient = f"{path}." if path else "", part._non_persistent_buffers_set
         for name, p in part._parameters.items():
             if part is module or (p is not None and not writer.owns(p)):

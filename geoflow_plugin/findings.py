@@ -1,5 +1,6 @@
 """What a report found, what speaks against the model, and how that is printed."""
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -81,14 +82,17 @@ class Report:
     def objections(self):
         """What speaks against the model, a tuple of str; chance alone does in 1 of 100.
 
-        A baseline that is better, an integral or a gap off, each by more than four standard
-        errors; p-values below 0.01 over the number of tests (Bonferroni); repeats.
+        A likelihood of zero; a baseline that is better, an integral or a gap off, each by
+        more than four standard errors; p-values below 0.01 over the number of tests
+        (Bonferroni); repeats.
         """
         found = [
             f"beaten by {name}: gain {base.gain} nats"
             for name, base in self.baselines.items()
             if base.gain.value < -4 * base.gain.standard_error - 1e-3
         ]
+        if not math.isfinite(self.log_likelihood.value):
+            found.append(f"mean log density: {self.log_likelihood.value}")
         for name, estimate, expected in [
             ("integral of the density", self.integral, 1.0),
             ("samples follow the density", self.sampling_gap, 0.0),

@@ -30,7 +30,7 @@ _PACKAGES = ("torch", "geomstats", "normflows", "numpy", "scipy")
 
 @torch.no_grad()
 def report(
-    distribution, X_test, X_train=None, *, context=None, n_samples=1000, n=20_000, seed=0
+    distribution, X_test, X_train=None, *, context=None, n_samples=1000, n=10_000, seed=0
 ):
     """What a statistician would ask of a fitted density, answered on held-out points.
 

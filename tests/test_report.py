@@ -70,6 +70,7 @@ FAULTS = {
     "classifier": lambda: report(normal(), data(300, 1, 0.9), **FEW),
     "calibration": lambda: report(normal(), data(300, 1, 0.3), **FEW),
     "beaten by uniform": lambda: report(normal(), data(300, 1, 0.9), **FEW),
+    "mean log density": lambda: report(normal(factor=0.0), data(300, 1), **FEW),
     "duplicates": lambda: report(normal(), data(300, 1), data(310, 1)[10:], **FEW),
 }
 

@@ -82,7 +82,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
     >>> density = gf.FlowDensity(Hypersphere(2), max_steps=50, random_state=0).fit(X)
     >>> density.score_samples(X).shape
     (200,)
-    >>> density.score(X) > -np.log(4 * np.pi)  # more than the uniform law has
+    >>> density.score(X) > -2.53  # which the uniform law has
     True
     >>> density.sample(5, random_state=1).shape
     (5, 3)

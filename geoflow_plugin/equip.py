@@ -81,6 +81,16 @@ def available_distributions(space):
     )
 
 
+def distribution_named(name, space):
+    """The class that a name stands for; the error says which there are for the space."""
+    if name not in _DISTRIBUTIONS:
+        raise ValueError(
+            f"distribution: {name!r} is not registered; available for this space are "
+            f"{available_distributions(space)}."
+        )
+    return _DISTRIBUTIONS[name]
+
+
 def equip_with_distribution(space, distribution="moser", **kwargs):
     """Equip a space with a distribution, in the manner of ``equip_with_metric``.
 
@@ -108,12 +118,7 @@ def equip_with_distribution(space, distribution="moser", **kwargs):
         For anything else, or an unsupported space.
     """
     if isinstance(distribution, str):
-        if distribution not in _DISTRIBUTIONS:
-            raise ValueError(
-                f"distribution: {distribution!r} is not registered; available for this "
-                f"space are {available_distributions(space)}."
-            )
-        distribution = _DISTRIBUTIONS[distribution]
+        distribution = distribution_named(distribution, space)
     if isinstance(distribution, type):
         if not hasattr(distribution, "log_prob"):
             raise TypeError(

@@ -3,7 +3,6 @@
 import copy
 import inspect
 import math
-import threading
 
 import numpy as np
 import torch
@@ -20,8 +19,6 @@ from geoflow_plugin.training import own_stream
 __all__ = ["FlowDensity"]
 
 _CHUNK = 4096  # points scored at a time
-# threads share torch's global streams, which fit borrows, and its forward-mode levels
-_ONE_AT_A_TIME = threading.RLock()
 
 
 class FlowDensity(DensityMixin, BaseEstimator):
@@ -142,7 +139,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         device = torch.device("cpu") if self.device is None else as_device(self.device)
         dtype = points.dtype if self.dtype is None else _as_dtype(self.dtype)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        with _ONE_AT_A_TIME, own_stream(device, seed):
+        with own_stream(device, seed):
             distribution = self._new(space).to(device, dtype)
             if hasattr(distribution, "fit"):
                 options = self._fit_options(distribution.fit, space, seed)
@@ -168,7 +165,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         distribution = self.distribution_
         X, _ = self._rows(X, distribution.space)
         x = _points(X, distribution.space).to(distribution.device, distribution.dtype)
-        with _ONE_AT_A_TIME, torch.no_grad():
+        with torch.no_grad():
             log_prob = torch.cat([distribution.log_prob(part) for part in x.split(_CHUNK)])
         return log_prob.cpu().numpy().astype(X.dtype)
 
@@ -196,7 +193,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
         check_is_fitted(self)
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         distribution = self.distribution_
-        with _ONE_AT_A_TIME, torch.no_grad():
+        with torch.no_grad():
             x = seeded_sample(distribution, n_samples, seed, distribution.device).cpu()
             if self._sample_dtype == np.float64 and x.dtype == torch.float32 and len(x):
                 # the digits that a computation in single precision lacks
@@ -257,12 +254,7 @@ class FlowDensity(DensityMixin, BaseEstimator):
             _check_same(space, known.space)
             return copy.deepcopy(known, _kept(known.space))
         if isinstance(known, str):
-            if known not in equip._DISTRIBUTIONS:
-                raise ValueError(
-                    f"distribution: {known!r} is not registered; available for this space "
-                    f"are {equip.available_distributions(space)}."
-                )
-            known = equip._DISTRIBUTIONS[known]
+            known = equip.distribution_named(known, space)
         if not (isinstance(known, type) and issubclass(known, Distribution)):
             raise TypeError(
                 "distribution: expected a registered name, a class of distributions or a "

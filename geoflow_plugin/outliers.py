@@ -3,6 +3,10 @@
 import torch
 from sklearn.tree import DecisionTreeClassifier
 
+from geoflow_plugin.distributions.checks import as_points
+from geoflow_plugin.distributions.injective import InjectiveFlow
+from geoflow_plugin.geometry.checks import check_counts
+
 __all__ = ["OutlierStump", "outlier_scores"]
 
 SCORES = ("log_prob", "reconstruction_error")
@@ -28,6 +32,10 @@ def outlier_scores(flow, x, context=None, batch_size=512):
     scores : torch.Tensor, shape=(n, 2)
         ``log_prob`` and ``reconstruction_error``.
     """
+    _check_flow(flow)
+    check_counts(batch_size=batch_size)
+    if not hasattr(x, "__len__"):
+        raise TypeError(f"x: expected a batch of points, got {type(x).__name__}.")
     rows = []
     for start in range(0, len(x), batch_size):
         part = slice(start, start + batch_size)
@@ -63,14 +71,16 @@ class OutlierStump:
     """
 
     def __init__(self, flow, scores=SCORES):
-        scores = tuple(scores)
-        if not scores or not set(scores) <= set(SCORES):
+        scores = tuple(scores) if isinstance(scores, (list, tuple)) else (scores,)
+        if not scores or any(score not in SCORES for score in scores):
             raise ValueError(f"scores: expected some of {SCORES}, got {scores}.")
+        _check_flow(flow)
         self.flow, self.scores = flow, scores
 
     def fit(self, inliers, outliers):
         """Learn from points (n, *space.shape) inside and (m, *space.shape) outside."""
-        inside, outside = self._features(inliers), self._features(outliers)
+        inside = self._features(inliers, "inliers")
+        outside = self._features(outliers, "outliers")
         labels = torch.cat([torch.zeros(len(inside)), torch.ones(len(outside))]).bool()
         self.tree_ = DecisionTreeClassifier(max_depth=1, random_state=0)
         self.tree_.fit(torch.cat([inside, outside]).numpy(), labels.numpy())
@@ -82,15 +92,26 @@ class OutlierStump:
 
     def predict(self, x):
         """Whether points are outliers, a tensor of bool on the CPU, shape=(n,)."""
-        if not hasattr(self, "tree_"):
-            raise RuntimeError("OutlierStump: call fit first.")
-        return torch.as_tensor(self.tree_.predict(self._features(x).numpy()))
+        return self._predict(x, "x")
 
     def accuracy(self, inliers, outliers):
         """Share of points on the right side, as many inliers as outliers or not."""
-        right = torch.cat([~self.predict(inliers), self.predict(outliers)])
-        return float(right.double().mean())
+        inside = self._predict(inliers, "inliers")
+        outside = self._predict(outliers, "outliers")
+        return float(torch.cat([~inside, outside]).double().mean())
 
-    def _features(self, x):
+    def _predict(self, x, name):
+        if not hasattr(self, "tree_"):
+            raise RuntimeError("OutlierStump: call fit first.")
+        return torch.as_tensor(self.tree_.predict(self._features(x, name).numpy()))
+
+    def _features(self, x, name):
+        x = as_points(self.flow.space, x, name).to(self.flow.device, self.flow.dtype)
         scores = outlier_scores(self.flow, x).double().cpu()
         return scores[:, [SCORES.index(name) for name in self.scores]]
+
+
+def _check_flow(flow):
+    if not isinstance(flow, InjectiveFlow):
+        kind = type(flow).__name__
+        raise TypeError(f"flow: expected an InjectiveFlow, got {kind}.")

@@ -17,6 +17,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 
 from geoflow_plugin import geometry
 from geoflow_plugin.distributions.checks import as_points
+from geoflow_plugin.geometry.checks import check_counts, check_positive
 
 __all__ = [
     "ClassifierTest",
@@ -152,16 +153,13 @@ def maximum_mean_discrepancy(
     .. [GBRSS12] A. Gretton, K. Borgwardt, M. Rasch, B. Schölkopf, A. Smola. "A Kernel
        Two-Sample Test", JMLR 13, 2012.
     """
-    counts = {"n_landmarks": n_landmarks, "n_permutations": n_permutations}
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected an integer >= 1, got {value!r}.")
+    check_counts(n_landmarks=n_landmarks, n_permutations=n_permutations)
     pool, n = _pool(space, x, y)
     vectors = _features(space, pool, features, n_landmarks, generator)
     if bandwidth is None:
         bandwidth = _median_distance(vectors, generator)
-    elif not isinstance(bandwidth, (int, float)) or not 0 < bandwidth < math.inf:
-        raise ValueError(f"bandwidth: expected a positive number, got {bandwidth!r}.")
+    else:
+        check_positive(bandwidth=bandwidth)
     member = _memberships(len(pool), n, n_permutations, generator).to(vectors)
     values = _discrepancies(vectors / bandwidth, member)
     tie = 1e-12 * (1 + values[0].abs())
@@ -247,8 +245,7 @@ def classifier_test(
     ----------
     .. [LO17] D. Lopez-Paz, M. Oquab. "Revisiting Classifier Two-Sample Tests", ICLR 2017.
     """
-    if isinstance(n_landmarks, bool) or not isinstance(n_landmarks, int) or n_landmarks < 1:
-        raise ValueError(f"n_landmarks: expected an integer >= 1, got {n_landmarks!r}.")
+    check_counts(n_landmarks=n_landmarks)
     pool, n = _pool(space, x, y, least=4)
     size = min(n, len(pool) - n)
     first, second = _permutation(n, generator), n + _permutation(len(pool) - n, generator)
@@ -285,7 +282,13 @@ def _pool(space, x, y, least=2):
 
 def _features(space, pool, features, n_landmarks, generator):
     chosen = _permutation(len(pool), generator)[:n_landmarks].to(pool.device)
-    vectors = features(space, pool, pool[chosen]).double()
+    if not callable(features):
+        raise TypeError(f"features: expected a function, got {features!r}.")
+    vectors = features(space, pool, pool[chosen])
+    if not isinstance(vectors, torch.Tensor) or vectors.shape[:-1] != (len(pool),):
+        got = getattr(vectors, "shape", type(vectors).__name__)
+        raise ValueError(f"features: expected vectors of shape ({len(pool)}, k), got {got}.")
+    vectors = vectors.double()
     if not bool(vectors.isfinite().all()):
         raise ValueError("features: expected finite numbers, got NaN or infinity.")
     return vectors - vectors.mean(0)
@@ -296,4 +299,7 @@ def _permutation(n, generator):
 
 
 def _device(generator):
+    if generator is not None and not isinstance(generator, torch.Generator):
+        kind = type(generator).__name__
+        raise TypeError(f"generator: expected a torch.Generator, got {kind}.")
     return "cpu" if generator is None else generator.device

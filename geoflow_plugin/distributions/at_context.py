@@ -42,10 +42,8 @@ class AtContext(Distribution):
         self.to(distribution.device)
 
     def _log_prob(self, x):
-        return self.distribution._log_prob(x, context=self.context.expand(len(x), -1))
+        given = {"context": self.context.expand(len(x), -1)}
+        return self.distribution._log_prob(x, **given)
 
     def _draw(self, n, generator):
-        context = self.context.expand(n, -1)
-        if not n:
-            return self._anchor.new_zeros(0, *self.space.shape), None
-        return self.distribution._draw(n, generator, context=context)
+        return self.distribution._draw(n, generator, **{"context": self.context.expand(n, -1)})

@@ -7,6 +7,7 @@ from torch.func import vjp
 
 from geoflow_plugin import geometry, persistence
 from geoflow_plugin.distributions.checks import as_context, as_points
+from geoflow_plugin.geometry.checks import as_dtype
 from geoflow_plugin.layers.chain import takes_context as _has_context_argument
 
 __all__ = ["Distribution", "sample_from", "score", "seeded_sample", "takes_context"]
@@ -31,7 +32,7 @@ class Distribution(BaseDistribution):
         geometry.log_volume_element(space, geometry.origin(space)[None])
         self.space = space
         self._metric = getattr(space, "metric", None)
-        anchor = torch.zeros((), dtype=dtype or torch.get_default_dtype())
+        anchor = torch.zeros((), dtype=as_dtype(dtype))
         self.register_buffer("_anchor", anchor, persistent=False)
 
     @classmethod

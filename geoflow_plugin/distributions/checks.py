@@ -12,6 +12,7 @@ __all__ = [
     "as_points",
     "check_component",
     "check_fit_options",
+    "check_seed",
 ]
 
 
@@ -93,5 +94,10 @@ def check_fit_options(max_steps, batch_size, learning_rate, patience, seed):
     number = isinstance(learning_rate, (int, float))
     if not number or not 0 < learning_rate < float("inf"):
         raise ValueError(f"learning_rate: expected a positive number, got {learning_rate!r}.")
+    check_seed(seed)
+
+
+def check_seed(seed):
+    """Refuse what is no integer."""
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
         raise TypeError(f"seed: expected an integer, got {seed!r}.")

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from geoflow_plugin import geometry
-from geoflow_plugin.distributions.checks import as_points
+from geoflow_plugin.distributions.checks import as_context, as_points, check_seed
 from geoflow_plugin.distributions.conditional_kernels import ConditionalKernelMixture
 from geoflow_plugin.distributions.kernel_density import KernelDensity
 from geoflow_plugin.networks.context import Standardize
@@ -43,7 +43,7 @@ class ConditionalKernelDensity(KernelDensity):
     conditional = True
     n_queries = 512  # data points on which bandwidths are judged
 
-    def fit(self, X, context, *, seed=0):
+    def fit(self, X, context, *, seed=0):  # type: ignore[override]
         """Place a kernel on every point and choose the bandwidths.
 
         Parameters
@@ -68,10 +68,11 @@ class ConditionalKernelDensity(KernelDensity):
         X = as_points(self.space, X)
         if len(X) < 2:
             raise ValueError("X: expected at least two points, got one.")
+        check_seed(seed)
         X = X.to(dtype=self._dtype or X.dtype)
         self.to(X.device, X.dtype)
         self.context_dim = None  # that of these data, whatever came before
-        context = self._given(context, len(X))["context"].detach()
+        context = as_context(context, len(X), self.device, self.dtype).detach()
         shares = _GaussianShares(context)
         bandwidths = (self._grid(X) if self.bandwidth is None else self.bandwidth).to(X)
         chosen = torch.randperm(len(X), generator=torch.Generator().manual_seed(seed))
@@ -112,14 +113,14 @@ class ConditionalKernelDensity(KernelDensity):
         shares = self._fitted().log_shares
         return shares.scale * shares.standardize.scale
 
-    def _log_prob(self, x, context):
+    def _log_prob(self, x, context=None):
         return self._fitted()._log_prob(x, context)
 
     def training_log_prob(self, x, generator=None, **given):
         """Leave-one-out log density, for points that the estimate was fitted to."""
         return self._fitted().training_log_prob(x, **given)
 
-    def _draw(self, n, generator, context):
+    def _draw(self, n, generator, context=None):
         return self._fitted()._draw(n, generator, context)
 
     def _fitted(self):

@@ -50,7 +50,7 @@ class ConditionalKernelMixture(Distribution):
         self.log_shares, self.context_dim = log_shares, context_dim
         self.to(centers.device)
 
-    def _log_prob(self, x, context):
+    def _log_prob(self, x, context=None):
         return self._in_parts(x, context)
 
     def training_log_prob(self, x, generator=None, **given):
@@ -81,7 +81,7 @@ class ConditionalKernelMixture(Distribution):
         return kernels._log_sum(terms) - rest
 
     @torch.no_grad()
-    def _draw(self, n, generator, context):
+    def _draw(self, n, generator, context=None):
         kernels, centers = self.kernels, self.kernels.centers
         if not n:
             return centers.new_zeros(0, *self.space.shape), None

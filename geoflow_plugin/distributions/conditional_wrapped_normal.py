@@ -8,6 +8,7 @@ from torch.func import vmap
 
 from geoflow_plugin import geometry
 from geoflow_plugin.distributions.flow import Flow, dtype_of
+from geoflow_plugin.geometry.checks import check_counts
 from geoflow_plugin.networks.context import Standardize
 from geoflow_plugin.networks.fields import perceptron
 
@@ -38,6 +39,7 @@ class ConditionalWrappedNormal(Flow):
     def __init__(self, space, context_dim, encoder=None, dtype=None):
         dtype = dtype or dtype_of(encoder) or torch.get_default_dtype()
         super().__init__(space, dtype)
+        check_counts(context_dim=context_dim)
         if encoder is None:
             size = math.prod(space.shape) + 1
             standardize = Standardize(context_dim, dtype)
@@ -61,7 +63,7 @@ class ConditionalWrappedNormal(Flow):
         mean = self._origin + out[:, :-1].reshape(-1, *self.space.shape)
         return geometry.projection(self.space, mean), out[:, -1].exp()
 
-    def _log_prob(self, x, context):
+    def _log_prob(self, x, context=None):
         def of_one(x, mean, scale):
             value = geometry.wrapped_normal_log_prob(self.space, x[None], mean[None], scale)
             return value[0]
@@ -69,7 +71,7 @@ class ConditionalWrappedNormal(Flow):
         return vmap(of_one)(x, *self.parameters_given(context))
 
     @torch.no_grad()
-    def _draw(self, n, generator, context):
+    def _draw(self, n, generator, context=None):
         x = self._anchor.new_zeros(n, *self.space.shape)
         distinct, group = torch.unique(context, dim=0, return_inverse=True)
         means, scales = self.parameters_given(distinct)

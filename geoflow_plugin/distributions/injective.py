@@ -115,16 +115,21 @@ class InjectiveFlow(Flow):
                 f"ambient_dim: expected {sizes[0]} at least, the entries of a point of "
                 f"{type(latent).__qualname__}, got {sizes[1]}."
             )
-        low_layers = Chain(low_layers)
+        low_layers = _chain(low_layers, "low_layers")
         if base is not None and not len(low_layers):
             check_component(latent, base, "base")
         embedding = Embedding(*sizes) if embedding is None else embedding
+        if not isinstance(embedding, Embedding):
+            kind = type(embedding).__name__
+            raise TypeError(f"embedding: expected a layers.Embedding, got {kind}.")
         if (embedding.dim, embedding.ambient_dim) != sizes:
             raise ValueError(
                 f"embedding: expected one of R^{sizes[0]} in R^{sizes[1]}, got one of "
                 f"R^{embedding.dim} in R^{embedding.ambient_dim}."
             )
-        high_layers = Chain(smooth_couplings(sizes[1]) if high_layers is None else high_layers)
+        if high_layers is None:
+            high_layers = smooth_couplings(sizes[1])
+        high_layers = _chain(high_layers, "high_layers")
         dtypes = map(dtype_of, [high_layers, embedding, low_layers, base])
         dtype = next(filter(None, dtypes), torch.get_default_dtype())
         super().__init__(ambient, dtype)
@@ -430,6 +435,14 @@ def latent_space(space, dim):
             "padding them embeds nothing; use another latent space."
         )
     return space
+
+
+def _chain(layers, name):
+    """Layers of normflows, or modules with their two methods, as one."""
+    known = list(layers) if isinstance(layers, (list, tuple, torch.nn.ModuleList)) else [None]
+    if not all(isinstance(f, torch.nn.Module) and hasattr(f, "inverse") for f in known):
+        raise TypeError(f"{name}: expected a sequence of normflows layers, got {layers!r}.")
+    return Chain(known)
 
 
 def _positive(number, name):

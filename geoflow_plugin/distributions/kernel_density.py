@@ -6,7 +6,7 @@ import torch
 
 from geoflow_plugin import geometry
 from geoflow_plugin.distributions.base import Distribution
-from geoflow_plugin.distributions.checks import as_numbers, as_points
+from geoflow_plugin.distributions.checks import as_numbers, as_points, check_seed
 from geoflow_plugin.distributions.kernel_mixture import CHUNK as _CHUNK
 from geoflow_plugin.distributions.kernel_mixture import KernelMixture, exponent, log_sum_exp
 
@@ -84,6 +84,7 @@ class KernelDensity(Distribution):
         X = as_points(self.space, X)
         if len(X) < 2:
             raise ValueError("X: expected at least two points, got one.")
+        check_seed(seed)
         X = X.to(dtype=self._dtype or X.dtype)
         self.to(X.device, X.dtype)
         bandwidths = self.bandwidth

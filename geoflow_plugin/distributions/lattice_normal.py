@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from geoflow_plugin.distributions.base import Distribution
+from geoflow_plugin.geometry.checks import check_counts
 from geoflow_plugin.networks.lattice import lattice_orbits
 
 __all__ = ["LatticeNormal"]
@@ -41,6 +42,7 @@ class LatticeNormal(Distribution):
 
     def __init__(self, space, side, lattice_dim=2, dtype=None):
         super().__init__(space, dtype)
+        check_counts(side=side, lattice_dim=lattice_dim)
         if tuple(space.shape) != (side**lattice_dim,):
             raise ValueError(
                 f"space: expected Euclidean({side}**{lattice_dim}) for a lattice of side "

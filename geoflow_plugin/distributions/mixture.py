@@ -10,6 +10,7 @@ from torch import nn
 from geoflow_plugin.distributions.base import Distribution, sample_from, takes_context
 from geoflow_plugin.distributions.checks import as_numbers, as_points, check_component
 from geoflow_plugin.distributions.kernel_mixture import choose
+from geoflow_plugin.geometry.checks import check_counts
 
 __all__ = ["Mixture"]
 
@@ -54,7 +55,7 @@ class Mixture(Distribution):
         super().__init__(space, dtype)
         self.components = nn.ModuleList(components)
         self.conditional = any(map(takes_context, components))
-        dims = {getattr(c, "context_dim", None) for c in components} - {None}
+        dims = {c.context_dim for c in components if getattr(c, "context_dim", None)}
         if len(dims) > 1:
             raise ValueError(f"components: expected one context_dim, got {sorted(dims)}.")
         self.context_dim = dims.pop() if dims else None
@@ -92,6 +93,7 @@ class Mixture(Distribution):
             For anything but a batch of finite points on the space.
         """
         self._check_metric()
+        check_counts(n_iterations=n_iterations)
         X = as_points(self.space, X).to(self.device, self.dtype)
         given = self._given(context, len(X))
         with torch.no_grad():

@@ -9,8 +9,6 @@ model was positive to begin with. Given a context c, w (and perhaps nu) depend o
 does Z.
 """
 
-from functools import partial
-
 import torch
 
 from geoflow_plugin import geometry
@@ -23,7 +21,7 @@ from geoflow_plugin.distributions.base import (
 )
 from geoflow_plugin.distributions.checks import check_component
 from geoflow_plugin.distributions.conditional_normalizer import ConditionalNormalizer
-from geoflow_plugin.distributions.flow import Flow, dtype_of
+from geoflow_plugin.distributions.flow import dtype_of
 from geoflow_plugin.distributions.moser_sampling import RejectionSampled
 from geoflow_plugin.distributions.moser_training import training_problem
 from geoflow_plugin.distributions.normalizer import Normalizer, in_parts
@@ -35,7 +33,7 @@ from geoflow_plugin.networks.context import Given, context_dim_of
 __all__ = ["MoserFlow"]
 
 
-class MoserFlow(RejectionSampled, Flow):
+class MoserFlow(RejectionSampled):
     r"""Density nu - div(nu w) for a base nu and a learned tangent field w.
 
     Parameters
@@ -107,11 +105,14 @@ class MoserFlow(RejectionSampled, Flow):
         self._take_base(base)
         if field is None:
             image = geometry.embed(space, geometry.origin(space)[None])
-            background = FourierField(image.shape[1:], context_dim=context_dim, dtype=dtype)
-            sources = SourceField
+            given = {"dtype": dtype}
+            given["background"] = FourierField(
+                image.shape[1:], context_dim=context_dim, dtype=dtype
+            )
             if context_dim:
-                sources = partial(ConditionalSourceField, context_dim=context_dim)
-            field = sources(space, background=background, dtype=dtype)
+                field = ConditionalSourceField(space, context_dim, **given)
+            else:
+                field = SourceField(space, **given)
         elif context_dim:
             raise ValueError(
                 f"context_dim: is for the default field, got {context_dim!r} beside a "
@@ -230,8 +231,10 @@ class MoserFlow(RejectionSampled, Flow):
         n = max(256, len(x) // 2)
         if context is not None:
             context = torch.cat([context, _cycled(context, n)])
-        nodes = self._training_nodes(n, generator, None if context is None else context[-n:])
-        return base_log_prob + self._relative_log_prob(x, base_score, *nodes, 0.0, context)
+        node_context = None if context is None else context[-n:]
+        nodes, node_score = self._training_nodes(n, generator, node_context)
+        relative = self._relative_log_prob(x, base_score, nodes, node_score, context=context)
+        return base_log_prob + relative
 
     def _relative_log_prob(
         self, x, base_score, nodes, node_score, own_ratio=0.0, context=None

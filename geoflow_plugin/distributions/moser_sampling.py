@@ -1,12 +1,14 @@
 """Samples of a Moser flow by rejection: what is proposed, and under which envelope."""
 
 import math
+from typing import Any
 
 import torch
 
 from geoflow_plugin import geometry
 from geoflow_plugin.distributions.base import sample_from, seeded_sample, takes_context
 from geoflow_plugin.distributions.conditional_kernels import ConditionalKernelMixture
+from geoflow_plugin.distributions.flow import Flow
 from geoflow_plugin.distributions.kernel_mixture import KernelMixture
 from geoflow_plugin.distributions.mixture import Mixture
 from geoflow_plugin.distributions.rejection import (
@@ -17,11 +19,19 @@ from geoflow_plugin.networks import ConditionalSourceField, SourceField
 
 __all__ = ["RejectionSampled"]
 
-_PILOTS = 32  # proposals for each of many contexts, from which an envelope is guessed
+_PILOTS = 64  # proposals for each of many contexts, from which an envelope is guessed
 
 
-class RejectionSampled:
-    """What a Moser flow needs to be sampled exactly: part of ``MoserFlow``."""
+class RejectionSampled(Flow):
+    """A Moser flow as far as it is sampled: the part of ``MoserFlow`` that draws."""
+
+    # what the rest of it has
+    field: Any
+    _normalizer: Any
+    _conditional_normalizer: Any
+    _ratio_at: Any
+    _base_score: Any
+    _positive_part: Any
 
     def _draw(self, n, generator, context=None):
         return self.sample_with_count(n, generator, context)[0], None

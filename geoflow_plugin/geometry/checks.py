@@ -1,8 +1,42 @@
-"""Checks of the points a caller brings."""
+"""Checks of the points and numbers a caller brings."""
+
+import math
 
 import torch
 
 from geoflow_plugin.geometry.tangent import constraint_residual, is_compact
+
+
+def check_counts(at_least=1, **counts):
+    """Refuse, by name, what is no integer or too small a one."""
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+            raise ValueError(f"{name}: expected an integer >= {at_least}, got {value!r}.")
+
+
+def check_positive(**numbers):
+    """Refuse, by name, what is no positive, finite number."""
+    for name, value in numbers.items():
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not 0 < value < math.inf:
+            raise ValueError(f"{name}: expected a positive number, got {value!r}.")
+
+
+def as_dtype(dtype):
+    """A floating-point dtype; torch's default one for None."""
+    if dtype is None:
+        return torch.get_default_dtype()
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype: expected a floating-point torch.dtype, got {dtype!r}.")
+    return dtype
+
+
+def as_shape(shape, name="shape"):
+    """A tuple of positive integers."""
+    sizes = tuple(shape) if isinstance(shape, (tuple, list)) else ()
+    if not sizes or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in sizes):
+        raise ValueError(f"{name}: expected a tuple of positive integers, got {shape!r}.")
+    return sizes
 
 
 def belongs(space, point, atol=None):

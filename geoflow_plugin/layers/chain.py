@@ -12,6 +12,8 @@ from normflows.flows import (
 )
 from torch import nn
 
+from geoflow_plugin.geometry.checks import check_counts
+
 __all__ = ["Chain", "smooth_couplings", "takes_context"]
 
 _DEAF = InvertibleAffine, LULinearPermute, Permute  # have a context, and ignore it
@@ -105,6 +107,7 @@ def smooth_couplings(dim, n_blocks=6, width=64):
     ValueError
         If there is nothing to couple.
     """
+    check_counts(dim=dim, n_blocks=n_blocks, width=width)
     if dim < 2:
         raise ValueError(f"dim: expected 2 or more, to couple coordinates, got {dim}.")
     layers = []

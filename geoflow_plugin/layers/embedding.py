@@ -6,6 +6,8 @@ import torch
 from normflows.flows import Flow
 from torch import nn
 
+from geoflow_plugin.geometry.checks import as_dtype, as_shape, check_counts
+
 __all__ = ["Embedding", "LinearEmbedding", "Reshape"]
 
 
@@ -30,9 +32,7 @@ class Embedding(nn.Module):
 
     def __init__(self, dim, ambient_dim):
         super().__init__()
-        for name, size in {"dim": dim, "ambient_dim": ambient_dim}.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}: expected an integer >= 1, got {size!r}.")
+        check_counts(dim=dim, ambient_dim=ambient_dim)
         if ambient_dim < dim:
             raise ValueError(f"ambient_dim: expected {dim} or more, got {ambient_dim}.")
         self.dim, self.ambient_dim = dim, ambient_dim
@@ -74,7 +74,7 @@ class LinearEmbedding(Embedding):
 
     def __init__(self, dim, ambient_dim, generator=None, dtype=None):
         super().__init__(dim, ambient_dim)
-        dtype = dtype or torch.get_default_dtype()
+        dtype = as_dtype(dtype)
         normal = torch.randn(ambient_dim, dim, generator=generator, dtype=dtype)
         self.weight = nn.Parameter(torch.linalg.qr(normal)[0])
 
@@ -104,7 +104,8 @@ class Reshape(Flow):
 
     def __init__(self, shape_in, shape_out):
         super().__init__()
-        self.shape_in, self.shape_out = tuple(shape_in), tuple(shape_out)
+        self.shape_in = as_shape(shape_in, "shape_in")
+        self.shape_out = as_shape(shape_out, "shape_out")
         if math.prod(self.shape_in) != math.prod(self.shape_out):
             raise ValueError(
                 f"shape_out: expected {math.prod(self.shape_in)} entries, as shape_in "

@@ -4,6 +4,7 @@ from normflows.flows import Flow
 from torch import nn
 
 from geoflow_plugin import geometry
+from geoflow_plugin.geometry.checks import check_positive
 from geoflow_plugin.integrators import integrate
 
 __all__ = ["MoserTransport"]
@@ -40,6 +41,10 @@ class MoserTransport(Flow):
 
     def __init__(self, moser_flow, rtol=1e-5, atol=1e-6):
         super().__init__()
+        if not hasattr(moser_flow, "field_and_ratio"):
+            kind = type(moser_flow).__name__
+            raise TypeError(f"moser_flow: expected a MoserFlow, got {kind}.")
+        check_positive(rtol=rtol, atol=atol)
         if geometry.interpolation(moser_flow.space) is not None:
             raise TypeError(
                 "moser_flow: its vector field jumps at the edges of its space, which no "

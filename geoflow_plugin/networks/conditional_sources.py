@@ -92,7 +92,9 @@ class ConditionalSourceField(SourceField):
         The field is linear in its charges, so that all of them follow from one derivative, and
         the field of any context from a product with its charges.
         """
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x.clone()  # tensors of inference mode take part in no derivative
+            base_score = None if base_score is None else base_score.clone()
             charges = x.new_zeros(len(x), len(self.centers)).requires_grad_()
             vector, value = value_and_divergence(self.space, _Charged(self, charges), x)
             if base_score is not None:

@@ -6,6 +6,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from geoflow_plugin.geometry.checks import as_dtype, check_counts
+
 __all__ = ["Given", "Standardize", "context_dim_of", "refuse_context", "with_context"]
 
 
@@ -32,9 +34,8 @@ class Standardize(nn.Module):
 
     def __init__(self, dim, dtype=None):
         super().__init__()
-        if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-            raise ValueError(f"context_dim: expected an integer >= 0, got {dim!r}.")
-        dtype = dtype or torch.get_default_dtype()
+        check_counts(context_dim=dim)
+        dtype = as_dtype(dtype)
         self.register_buffer("mean", torch.zeros(dim, dtype=dtype))
         self.register_buffer("scale", torch.ones(dim, dtype=dtype))
         # kept with the weights, so that a second fit moves nothing under them

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from geoflow_plugin.geometry.checks import as_dtype, as_shape, check_counts, check_positive
 from geoflow_plugin.networks.context import (
     Standardize,
     context_dim_of,
@@ -47,8 +48,8 @@ class FourierPotential(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        dtype = dtype or torch.get_default_dtype()
-        self.context_dim = context_dim
+        dtype, self.context_dim = as_dtype(dtype), context_dim
+        check_counts(0, context_dim=context_dim)
         self.standardize = Standardize(context_dim, dtype) if context_dim else None
         self.features = FourierFeatures(shape, n_features, max_frequency, generator, dtype)
         self.hidden, self.out = perceptron(
@@ -82,8 +83,8 @@ class InputConvexPotential(nn.Module):
 
     def __init__(self, shape, hidden=64, depth=2, generator=None, dtype=None):
         super().__init__()
-        dtype = dtype or torch.get_default_dtype()
-        size = torch.Size(shape).numel()
+        check_counts(hidden=hidden, depth=depth)
+        dtype, size = as_dtype(dtype), torch.Size(as_shape(shape)).numel()
         self.direct = nn.ModuleList(
             [linear(size, hidden, generator, dtype) for _ in range(depth)]
         )
@@ -115,8 +116,11 @@ class TimeDependentPotential(nn.Module):
 
     def __init__(self, potentials, end=1.0):
         super().__init__()
-        if len(potentials) < 2:
-            raise ValueError(f"potentials: expected two at least, got {len(potentials)}.")
+        if not isinstance(potentials, (list, tuple, nn.ModuleList)) or len(potentials) < 2:
+            raise ValueError(f"potentials: expected two at least, got {potentials!r}.")
+        if not all(isinstance(potential, nn.Module) for potential in potentials):
+            raise TypeError(f"potentials: expected torch.nn.Modules, got {potentials!r}.")
+        check_positive(end=end)
         self.potentials = nn.ModuleList(potentials)
         self.end = float(end)
 

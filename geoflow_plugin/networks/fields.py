@@ -5,6 +5,7 @@ import math
 import torch
 from torch import nn
 
+from geoflow_plugin.geometry.checks import as_dtype, as_shape, check_counts, check_positive
 from geoflow_plugin.networks.context import Standardize, with_context
 
 __all__ = ["FourierField"]
@@ -46,8 +47,8 @@ class FourierField(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        dtype = dtype or torch.get_default_dtype()
-        self.shape, self.context_dim = tuple(shape), context_dim
+        dtype, self.shape, self.context_dim = as_dtype(dtype), as_shape(shape), context_dim
+        check_counts(0, context_dim=context_dim)
         self.standardize = Standardize(context_dim, dtype) if context_dim else None
         self.features = FourierFeatures(shape, n_features, max_frequency, generator, dtype)
         self.hidden, self.out = perceptron(
@@ -72,6 +73,9 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, shape, n_features, max_frequency, generator, dtype):
         super().__init__()
+        shape = as_shape(shape)
+        check_counts(n_features=n_features)
+        check_positive(max_frequency=max_frequency)
         scale = torch.logspace(-1, math.log2(max_frequency), n_features, base=2.0, dtype=dtype)
         direction = torch.randn(n_features, math.prod(shape), generator=generator, dtype=dtype)
         direction = direction / direction.norm(dim=1, keepdim=True)
@@ -86,6 +90,7 @@ class FourierFeatures(nn.Module):
 
 def perceptron(size, hidden, depth, n_outputs, generator, dtype):
     """Hidden layers, and a last one that starts at zero."""
+    check_counts(hidden=hidden, depth=depth)
     widths = [size, *[hidden] * depth]
     layers = []
     for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):

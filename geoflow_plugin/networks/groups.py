@@ -10,6 +10,8 @@ import itertools
 import numpy as np
 import torch
 
+from geoflow_plugin.geometry.checks import check_counts
+
 __all__ = ["as_elements", "check_group", "cyclic", "generate", "permutations", "sign_flip"]
 
 
@@ -33,6 +35,7 @@ def generate(generators, max_order=10_000):
     TypeError, ValueError
         For what is no element, or a group that has more than ``max_order``.
     """
+    check_counts(max_order=max_order)
     elements = _generated(as_elements(generators, "generators"), max_order)
     if len(elements) > max_order:
         raise ValueError(
@@ -49,8 +52,11 @@ def generate(generators, max_order=10_000):
 def permutations(n, size=1):
     """All n! permutations of n blocks of ``size`` coordinates, (n!, n * size).
 
-    Exchanges n particles in ``size`` dimensions.
+    Exchanges n particles in ``size`` dimensions; ten at most.
     """
+    check_counts(n=n, size=size)
+    if n > 10:
+        raise ValueError(f"n: expected 10 blocks at most, whose orders are 10!, got {n}.")
     blocks = torch.arange(n * size).reshape(n, size)
     orders = torch.tensor(list(itertools.permutations(range(n))))
     return blocks[orders].flatten(1)
@@ -58,12 +64,14 @@ def permutations(n, size=1):
 
 def cyclic(n):
     """The n rotations of n coordinates on a ring, (n, n)."""
+    check_counts(n=n)
     ring = torch.arange(n)
     return (ring + ring.unsqueeze(1)) % n
 
 
 def sign_flip(dim):
     """The identity and x -> -x."""
+    check_counts(dim=dim)
     identity, ones = torch.arange(dim), torch.ones(dim, dtype=torch.int64)
     return [(identity, ones), (identity, -ones)]
 

@@ -6,6 +6,7 @@ import math
 import torch
 from torch import nn
 
+from geoflow_plugin.geometry.checks import as_dtype, check_counts
 from geoflow_plugin.networks.potentials import ACTIVATIONS
 
 __all__ = ["LatticePotential", "lattice_orbits", "lattice_symmetries"]
@@ -69,12 +70,12 @@ class LatticePotential(nn.Module):
         dtype=None,
     ):
         super().__init__()
-        _check_sizes(side=side, lattice_dim=lattice_dim, width=width)
+        check_counts(side=side, lattice_dim=lattice_dim, width=width)
         if activation not in ACTIVATIONS:
             raise ValueError(
                 f"activation: expected one of {sorted(ACTIVATIONS)}, got {activation!r}."
             )
-        dtype = dtype or torch.get_default_dtype()
+        dtype = as_dtype(dtype)
         self.shape = (side,) * lattice_dim
         self.width, self.activation = width, activation
         orbit, n_orbits = lattice_orbits(side, lattice_dim)
@@ -204,7 +205,7 @@ def lattice_symmetries(side, lattice_dim=2):
         Index permutations of flattened fields; on a square with side > 2 there are
         8 * side ** 2.
     """
-    _check_sizes(side=side, lattice_dim=lattice_dim)
+    check_counts(side=side, lattice_dim=lattice_dim)
     sites = _sites(side, lattice_dim)
     strides = side ** torch.arange(lattice_dim - 1, -1, -1)
     images = []
@@ -226,9 +227,3 @@ def lattice_orbits(side, lattice_dim):
     folded = torch.minimum(offsets, side - offsets).sort(-1).values
     orbits, orbit = torch.unique(folded, dim=0, return_inverse=True)
     return orbit, len(orbits)
-
-
-def _check_sizes(**sizes):
-    for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected an integer >= 1, got {value!r}.")

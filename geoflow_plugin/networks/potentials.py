@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn.functional import softplus
 
+from geoflow_plugin.geometry.checks import as_dtype, check_counts
 from geoflow_plugin.networks.context import Standardize, refuse_context
 
 __all__ = ["OneHiddenLayerPotential"]
@@ -77,14 +78,13 @@ class OneHiddenLayerPotential(nn.Module):
         context_dim=0,
     ):
         super().__init__()
-        for name, size in {"dim": dim, "width": width}.items():
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name}: expected an integer >= 1, got {size!r}.")
+        check_counts(dim=dim, width=width)
+        check_counts(0, context_dim=context_dim)
         if activation not in ACTIVATIONS:
             raise ValueError(
                 f"activation: expected one of {sorted(ACTIVATIONS)}, got {activation!r}."
             )
-        dtype = dtype or torch.get_default_dtype()
+        dtype = as_dtype(dtype)
         self.activation = activation
         weight = torch.randn(width, dim, generator=generator, dtype=dtype)
         amplitude = torch.randn(width, generator=generator, dtype=dtype)

@@ -8,6 +8,7 @@ from torch.func import vmap
 
 from geoflow_plugin import geometry
 from geoflow_plugin.calculus import value_and_divergence
+from geoflow_plugin.geometry.checks import as_dtype, check_counts
 from geoflow_plugin.geometry.forward_mode import jvp
 from geoflow_plugin.networks.charges import charge_sums
 
@@ -51,7 +52,11 @@ class SourceField(nn.Module):
 
     def __init__(self, space, n_sources=1024, background=None, generator=None, dtype=None):
         super().__init__()
-        dtype = dtype or torch.get_default_dtype()
+        dtype = as_dtype(dtype)
+        check_counts(n_sources=n_sources)
+        if background is not None and not isinstance(background, nn.Module):
+            kind = type(background).__name__
+            raise TypeError(f"background: expected a torch.nn.Module, got {kind}.")
         self.space = space
         self.background = background
         if geometry.is_compact(space):

@@ -5,11 +5,14 @@ was not: there is no state to keep.
 """
 
 import hashlib
+import threading
 from contextlib import contextmanager
 
 import torch
 
 __all__ = ["generator_at", "own_stream", "reseed"]
+
+_LOCK = threading.RLock()
 
 
 def generator_at(device, *place):
@@ -30,8 +33,11 @@ def generator_at(device, *place):
 
 @contextmanager
 def own_stream(device, *place):
-    """What draws from torch's global streams inside leaves them as they were outside."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    """What draws from torch's global streams inside leaves them as they were outside.
+
+    One thread at a time: the streams belong to the process.
+    """
+    with _LOCK, torch.random.fork_rng([device] if device.type == "cuda" else []):
         reseed(device, *place)
         yield
 

@@ -144,7 +144,7 @@ def draw_rotamers(models, points, backbones, generator):
         angles = np.radians(degrees)
         at = torch.tensor(np.stack([np.cos(angles), np.sin(angles)], -1).ravel()).float()
         near = (backbones - at).norm(dim=1) < 0.3
-        shown = np.degrees(np.arctan2(points[near, :, 1], points[near, :, 0])) % 360
+        shown = np.degrees(torch.atan2(points[near, :, 1], points[near, :, 0]).numpy()) % 360
         models_shown = ["conditional KernelDensity", "conditional MoserFlow"]
         for ax, model in zip(row, models_shown, strict=True):
             with torch.no_grad():

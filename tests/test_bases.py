@@ -19,7 +19,7 @@ from numpy.polynomial.legendre import leggauss
 
 import geoflow_plugin as gf
 from geoflow_plugin import geometry
-from geoflow_plugin.distributions import kernel_density
+from geoflow_plugin.distributions import kernel_density, kernel_mixture
 
 PI = math.pi
 KINDS = ["uniform", "wrapped normal", "kernels", "mixture"]
@@ -262,7 +262,7 @@ def test_kernels_on_r3_are_a_gaussian_mixture():
     x, centers = points(space, 9), points(space, 4)
     h = torch.tensor([0.3, 1.2], dtype=torch.float64)
     weight = torch.tensor([0.7, 0.3], dtype=torch.float64)
-    ours = kernel_density.KernelMixture(space, centers, h, weight).log_prob(x)
+    ours = kernel_mixture.KernelMixture(space, centers, h, weight).log_prob(x)
     component = torch.distributions.Independent(
         torch.distributions.Normal(
             centers.repeat(2, 1), h.repeat_interleave(4)[:, None].expand(8, 3)
@@ -280,7 +280,7 @@ def test_kernels_on_the_circle_are_von_mises():
     angle = torch.linspace(-3, 3, 20, dtype=torch.float64)
     x = torch.stack([angle.cos(), angle.sin()], dim=-1)
     for h in (0.2, 1.0, 4.0):
-        mixture = kernel_density.KernelMixture(space, center, x.new_tensor([h]), x.new_ones(1))
+        mixture = kernel_mixture.KernelMixture(space, center, x.new_tensor([h]), x.new_ones(1))
         location = torch.atan2(center[0, 1], center[0, 0])
         concentration = x.new_tensor(h**-2)
         law = torch.distributions.VonMises(location, concentration)
@@ -319,7 +319,7 @@ def test_mixture_weights_maximise_the_likelihood():
 
 def _elsewhere(space, centers, drop, x, h, weight):
     kept = torch.arange(len(centers)) != drop
-    return kernel_density.KernelMixture(space, centers[kept], h, weight).log_prob(x)
+    return kernel_mixture.KernelMixture(space, centers[kept], h, weight).log_prob(x)
 
 
 @spaces()
@@ -330,7 +330,7 @@ def test_leave_one_out_is_leaving_one_out(space, n_copies):
     centers = torch.cat([centers, copies])
     h = torch.tensor([0.3, 0.9], dtype=torch.float64)
     weight = torch.tensor([0.6, 0.4], dtype=torch.float64)
-    mixture = kernel_density.KernelMixture(space, centers, h, weight)
+    mixture = kernel_mixture.KernelMixture(space, centers, h, weight)
     ours = mixture.training_log_prob(centers)
     expected = torch.cat(
         [
@@ -350,7 +350,7 @@ def _kernels_of_their_own(keep=slice(None)):
     centers = _frame(space, torch.float64)[:4]
     h = torch.tensor([[0.3, 0.5, 0.7, 0.9]], dtype=torch.float64)
     weight = torch.tensor([[0.1, 0.2, 0.3, 0.4]], dtype=torch.float64)
-    return kernel_density.KernelMixture(space, centers[keep], h[:, keep], weight[:, keep])
+    return kernel_mixture.KernelMixture(space, centers[keep], h[:, keep], weight[:, keep])
 
 
 def test_a_bandwidth_for_each_centre():
@@ -384,6 +384,7 @@ def test_chunks_change_nothing(space, monkeypatch):
     fitted = gf.KernelDensity(space).fit(data)
     for chunk in (1, 8, 50):
         monkeypatch.setattr(kernel_density, "_CHUNK", chunk)
+        monkeypatch.setattr(kernel_mixture, "CHUNK", chunk)
         torch.testing.assert_close(kernels.log_prob(data), mixture)
         torch.testing.assert_close(kernels.training_log_prob(data), loo)
         again = gf.KernelDensity(space).fit(data)
@@ -523,7 +524,7 @@ def test_log_prob_follows_a_change_of_metric(space):
     x = points(space, 5)
     fallen = space.dim * math.log(2)
     law = make("kernels", space).kernels
-    again = kernel_density.KernelMixture(scaled, law.centers, 2 * law.bandwidths, law.weights)
+    again = kernel_mixture.KernelMixture(scaled, law.centers, 2 * law.bandwidths, law.weights)
     torch.testing.assert_close(again.log_prob(x), law.log_prob(x) - fallen)
     law = make("wrapped normal", space)
     again = gf.WrappedNormal(scaled, law.mean, 2 * law.scale)
@@ -627,7 +628,7 @@ def _moved(law, move):
         return gf.WrappedNormal(space, move(law.mean[None])[0], law.scale)
     if isinstance(law, gf.KernelDensity):
         law = law.kernels
-        return kernel_density.KernelMixture(
+        return kernel_mixture.KernelMixture(
             space, move(law.centers), law.bandwidths, law.weights
         )
     parts = [_moved(component, move) for component in law.components]

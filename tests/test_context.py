@@ -569,9 +569,22 @@ def test_a_law_at_one_context():
         gf.AtContext(gf.Uniform(SPHERE), CONTEXTS[0])
 
 
-def test_a_map_takes_no_context():
-    with pytest.raises(TypeError, match="takes no context"):
-        moser(SPHERE).transport()
+def test_the_map_at_each_context_carries_the_base_to_the_density():
+    flow = moser(SPHERE, lambda space, dtype: fourier(space, size=0.02, dtype=dtype))
+    layer = flow.transport(rtol=1e-9, atol=1e-10)
+    context = torch.tensor([CONTEXTS[k % len(CONTEXTS)] for k in range(12)], dtype=F64)
+    with torch.no_grad():
+        z = flow.base.sample(12, generator=generator())
+        assert float(flow.ratio(z, context).min()) > flow.floor
+        x, log_det = layer(z, context)
+        expected = flow.log_prob(x, context=context)
+        again, back = layer.inverse(x, context)
+    torch.testing.assert_close(flow.base.log_prob(z) - log_det, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(again, z, rtol=0, atol=1e-6)
+    torch.testing.assert_close(back, -log_det, rtol=0, atol=1e-6)
+    assert float((x - layer(z, context.flip(0))[0]).norm()) > 1e-3
+    with pytest.raises((TypeError, ValueError), match="context"):
+        layer(z)
 
 
 @spaces("S2")

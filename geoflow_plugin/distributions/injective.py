@@ -442,7 +442,7 @@ def _chain(layers, name):
     known = list(layers) if isinstance(layers, (list, tuple, torch.nn.ModuleList)) else [None]
     if not all(isinstance(f, torch.nn.Module) and hasattr(f, "inverse") for f in known):
         raise TypeError(f"{name}: expected a sequence of normflows layers, got {layers!r}.")
-    return Chain(known)
+    return Chain(known)  # type: ignore[arg-type]
 
 
 def _positive(number, name):

@@ -281,10 +281,6 @@ class MoserFlow(RejectionSampled):
 
     def transport(self, **kwargs):
         """The invertible map from the base to the data; see ``MoserTransport``."""
-        if self.context_dim is not None:
-            raise TypeError(
-                "transport: a MoserTransport takes no context; sample and score without it."
-            )
         return MoserTransport(self, **kwargs)
 
 

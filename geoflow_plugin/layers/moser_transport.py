@@ -54,27 +54,29 @@ class MoserTransport(Flow):
         self.rtol, self.atol = rtol, atol
         self.n_evaluations = 0
 
-    def forward(self, z):
+    def forward(self, z, context=None):
         """Base points to data points and log |det|, shapes (n, *shape) and (n,)."""
-        return self._solve(z, 0.0, 1.0)
+        return self._solve(z, 0.0, 1.0, context)
 
-    def inverse(self, z):
+    def inverse(self, z, context=None):
         """Data points to base points and log |det|, shapes (n, *shape) and (n,)."""
-        return self._solve(z, 1.0, 0.0)
+        return self._solve(z, 1.0, 0.0, context)
 
-    def _solve(self, z, start, end):
+    def _solve(self, z, start, end, context):
         flow = self.moser_flow
         geometry.check_points(flow.space, z, "z")
+        context = flow._given(context, len(z)).get("context")
         x, excess, self.n_evaluations = integrate(
             flow.space,
-            _Velocity(flow),
+            _Velocity(flow, context),
             z,
             start,
             end,
             rtol=self.rtol,
             atol=self.atol,
         )
-        change = _log_interpolation(flow, z, start) - _log_interpolation(flow, x, end)
+        before = _log_interpolation(flow, z, start, context)
+        change = before - _log_interpolation(flow, x, end, context)
         return x, change + excess
 
     def extra_repr(self):
@@ -82,22 +84,22 @@ class MoserTransport(Flow):
         return f"rtol={self.rtol}, atol={self.atol}"
 
 
-def _log_interpolation(moser_flow, x, t):
-    log_base = moser_flow.base.log_prob(x)
+def _log_interpolation(moser_flow, x, t, context):
+    log_base = moser_flow._base_log_prob(x, context)
     if t == 0.0:
         return log_base
-    return log_base + moser_flow.ratio(x).clamp_min(moser_flow.floor).log()
+    return log_base + moser_flow.ratio(x, context).clamp_min(moser_flow.floor).log()
 
 
 class _Velocity(nn.Module):
     """Moser's vector field at (t, x), and what the floor adds to the log density."""
 
-    def __init__(self, moser_flow):
+    def __init__(self, moser_flow, context):
         super().__init__()
-        self.moser_flow = moser_flow
+        self.moser_flow, self.context = moser_flow, context
 
     def forward(self, t, x):
-        tangent_vec, ratio = self.moser_flow.field_and_ratio(x)
+        tangent_vec, ratio = self.moser_flow.field_and_ratio(x, self.context)
         kept = ratio.clamp_min(self.moser_flow.floor)
         interpolation = 1 - t + t * kept
         speed = interpolation.reciprocal().reshape(-1, *[1] * (x.ndim - 1))

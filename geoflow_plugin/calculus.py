@@ -126,6 +126,7 @@ def divergence(space, field, points, method="exact", n_probes=1, generator=None)
     TypeError, ValueError
         For an unsupported space, or points that are no finite points of it.
     """
+    _check_callable(field=field)
     geometry.check_points(space, points, name="points")
     return value_and_divergence(space, field, points, method, n_probes, generator)[1]
 
@@ -151,6 +152,7 @@ def gradient(space, potential, points):
     TypeError, ValueError
         For an unsupported space, points off it, or a potential that is not scalar.
     """
+    _check_callable(potential=potential)
     geometry.check_points(space, points, name="points")
     return _gradient(space, potential, points)
 
@@ -164,6 +166,7 @@ def laplacian(space, potential, points, method="exact", n_probes=1, generator=No
     -------
     laplacian : torch.Tensor, shape=(n,)
     """
+    _check_callable(potential=potential)
     geometry.check_points(space, points, name="points")
     return _divergence_of_gradient(space, potential, points, method, n_probes, generator)[1]
 
@@ -233,12 +236,17 @@ def _row_products(a, b):
     return (a * b).flatten(1).sum(-1)
 
 
+def _check_callable(**functions):
+    for name, function in functions.items():
+        if not callable(function):
+            raise TypeError(f"{name}: expected a function of points, got {function!r}.")
+
+
 def _vectors(field, x):
     vector = field(x)
-    if vector.shape != x.shape:
-        raise ValueError(
-            f"field: expected vectors of shape {tuple(x.shape)}, got {tuple(vector.shape)}."
-        )
+    if getattr(vector, "shape", None) != x.shape:
+        got = tuple(vector.shape) if isinstance(vector, torch.Tensor) else repr(vector)
+        raise ValueError(f"field: expected vectors of shape {tuple(x.shape)}, got {got}.")
     return vector
 
 
@@ -310,6 +318,8 @@ def _volume_term(space, points, tangent_vec):
 def _gradient(space, potential, points):
     def scalar(x):
         value = potential(geometry.embed(space, x))
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"potential: expected a tensor of scalars, got {value!r}.")
         if value.shape == (x.shape[0], 1):
             value = value.squeeze(-1)
         if value.shape != x.shape[:1]:

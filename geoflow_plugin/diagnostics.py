@@ -143,6 +143,11 @@ def check_invertibility(layer, z):
         Largest distance (in the array) of ``inverse(forward(z))`` from z, and largest
         sum of the two log-determinants.
     """
+    if not (hasattr(layer, "forward") and hasattr(layer, "inverse")):
+        kind = type(layer).__name__
+        raise TypeError(f"layer: expected one with forward and inverse, got {kind}.")
+    if not isinstance(z, torch.Tensor) or not z.is_floating_point() or not z.numel():
+        raise ValueError(f"z: expected a floating-point tensor that is not empty, got {z!r}.")
     x, forward_log_det = layer.forward(z)
     back, inverse_log_det = layer.inverse(x)
     log_det = torch.as_tensor(forward_log_det) + torch.as_tensor(inverse_log_det)

@@ -191,6 +191,9 @@ class FlowDensity(DensityMixin, BaseEstimator):
             In the dtype of the X that was fitted.
         """
         check_is_fitted(self)
+        is_bool = isinstance(n_samples, bool)
+        if is_bool or not isinstance(n_samples, (int, np.integer)) or n_samples < 0:
+            raise ValueError(f"n_samples: expected an integer >= 0, got {n_samples!r}.")
         seed = int(check_random_state(random_state).randint(2**31 - 1))
         distribution = self.distribution_
         with torch.no_grad():
@@ -215,6 +218,8 @@ class FlowDensity(DensityMixin, BaseEstimator):
         """The space of points, or None where it depends on X."""
         if self.space is None and isinstance(self.distribution, Distribution):
             return self.distribution.space
+        if self.space is not None and not hasattr(self.space, "shape"):
+            raise TypeError(f"space: expected a geomstats space, got {self.space!r}.")
         return self.space
 
     def _rows(self, X, space, reset=False):

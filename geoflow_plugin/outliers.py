@@ -71,11 +71,11 @@ class OutlierStump:
     """
 
     def __init__(self, flow, scores=SCORES):
-        scores = tuple(scores) if isinstance(scores, (list, tuple)) else (scores,)
-        if not scores or any(score not in SCORES for score in scores):
+        known = isinstance(scores, (list, tuple)) and len(scores)
+        if not known or any(score not in SCORES for score in scores):
             raise ValueError(f"scores: expected some of {SCORES}, got {scores}.")
         _check_flow(flow)
-        self.flow, self.scores = flow, scores
+        self.flow, self.scores = flow, tuple(scores)
 
     def fit(self, inliers, outliers):
         """Learn from points (n, *space.shape) inside and (m, *space.shape) outside."""

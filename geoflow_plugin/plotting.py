@@ -59,10 +59,16 @@ def plot_density(
         For a space without a picture, an ``ax`` of another projection, or ``points``
         that are no finite points of the space.
     """
+    known = space is not None or hasattr(distribution, "space")
+    if not (hasattr(distribution, "log_prob") and known):
+        kind = type(distribution).__name__
+        raise TypeError(f"distribution: expected one with log_prob on a space, got {kind}.")
     space = distribution.space if space is None else space
     seen = view(space)
     if not isinstance(resolution, int) or resolution < 2:
         raise ValueError(f"resolution: expected an integer >= 2, got {resolution!r}.")
+    if ax is not None and not hasattr(ax, "name"):
+        raise TypeError(f"ax: expected matplotlib's Axes, got {type(ax).__name__}.")
     if ax is not None and ax.name not in seen.projections:
         raise ValueError(
             f"ax: expected a projection in {seen.projections}, got {ax.name!r}; use "
@@ -270,8 +276,8 @@ def view(space):
     """View of a space, dispatched on its class."""
     raise TypeError(
         f"space: no picture of a density on {type(space).__qualname__} of dimension "
-        f"{space.dim}; supported are Hypersphere(1), Hypersphere(2), products of two "
-        "circles, Euclidean(2) and MeshSurface (register your own on plotting.view)."
+        f"{getattr(space, 'dim', None)}; supported are Hypersphere(1), Hypersphere(2), "
+        "products of two circles, Euclidean(2) and MeshSurface (register your own on plotting.view)."
     )
 
 

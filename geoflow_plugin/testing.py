@@ -16,9 +16,11 @@ from torch.func import vmap
 from geoflow_plugin import geometry
 from geoflow_plugin.calculus import divergence, gradient, laplacian, value_and_divergence
 from geoflow_plugin.diagnostics import importance_sample
-from geoflow_plugin.distributions.base import score
+from geoflow_plugin.distributions.base import Distribution, score
+from geoflow_plugin.distributions.checks import as_device, check_seed
 from geoflow_plugin.distributions.uniform import Uniform
 from geoflow_plugin.distributions.wrapped_normal import WrappedNormal
+from geoflow_plugin.geometry.checks import check_counts
 from geoflow_plugin.geometry.dispatch import UnsupportedError
 from geoflow_plugin.geometry.forward_mode import jvp
 
@@ -30,6 +32,7 @@ class _Case:
 
     def __init__(self, space, n, seed, dtype, device):
         self.space = space
+        device = as_device(device)
         self.generator = torch.Generator(device).manual_seed(seed)
         compact = geometry.is_compact(space)
         law = (
@@ -297,6 +300,8 @@ def check_space(space, *, n=64, n_samples=4000, seed=0, dtype=torch.float64, dev
     AssertionError
         Naming every law that fails, with its figure.
     """
+    check_counts(n=n, n_samples=n_samples)
+    check_seed(seed)
     case = _Case(space, n, seed, dtype, device)
     figures, broken = {}, []
     for law in _EXACT:
@@ -380,8 +385,14 @@ def check_distribution(distribution, *, n=2000, generator=None):
     AssertionError
         Naming every law that fails, with its figure.
     """
+    if not isinstance(distribution, Distribution):
+        kind = type(distribution).__name__
+        raise TypeError(f"distribution: expected a geoflow_plugin distribution, got {kind}.")
+    check_counts(2, n=n)
     if generator is None:
         generator = torch.Generator(distribution.device).manual_seed(0)
+    elif not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: expected a torch.Generator, got {generator!r}.")
     space = distribution.space
     state = generator.get_state()
     with torch.no_grad():

@@ -5,7 +5,7 @@ import hashlib
 import os
 from pathlib import Path
 
-__all__ = ["read"]
+__all__ = ["as_path", "read"]
 
 
 def read(folder, file, checksum, source, path=None):
@@ -49,6 +49,13 @@ def read(folder, file, checksum, source, path=None):
     return content
 
 
+def as_path(path):
+    """A pathlib.Path, or an error that names the argument."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: expected a path, got {type(path).__name__}.")
+    return Path(path)
+
+
 def _find(folder, file, source, path):
     if path is None:
         root = os.environ.get("GEOFLOW_DATA")
@@ -58,7 +65,7 @@ def _find(folder, file, source, path):
                 f"or set GEOFLOW_DATA to a folder with {folder}/{file} (or .gz)."
             )
         path = Path(root) / folder
-    path = Path(path)
+    path = as_path(path)
     candidates = [path / file, path / (file + ".gz")] if path.is_dir() else [path]
     for candidate in candidates:
         if candidate.is_file():

@@ -11,7 +11,7 @@ from urllib.request import urlopen
 import numpy as np
 import torch
 
-from geoflow_plugin.datasets.files import read
+from geoflow_plugin.datasets.files import as_path, read
 
 __all__ = ["dequantize", "load_fashion_mnist", "load_mnist", "parse_idx"]
 
@@ -106,10 +106,10 @@ def load_fashion_mnist(split="train", path=None, download=False):
 
 
 def _load(folder, split, path, download):
-    if (folder, split) not in _FILES:
+    if not isinstance(split, str) or (folder, split) not in _FILES:
         raise ValueError(f'split: expected "train" or "test", got {split!r}.')
     files = _FILES[folder, split]
-    if path is not None and Path(path).is_file():
+    if path is not None and as_path(path).is_file():
         raise ValueError(
             f"path: expected the folder of {files[0][0]} and {files[1][0]}, got the file "
             f"{path}."

@@ -71,7 +71,7 @@ def load_earth(name, path=None, *, drop_duplicates=False):
     FileNotFoundError
         With what to set, if there is no file.
     """
-    if name not in EARTH:
+    if not isinstance(name, str) or name not in EARTH:
         raise ValueError(f"name: expected one of {sorted(EARTH)}, got {name!r}.")
     file, checksum = EARTH[name]
     source = "noamroze/moser_flow, data/earth_data.zip"

@@ -21,8 +21,18 @@ def split(points, seed, shares=(0.8, 0.1), groups=None):
     -------
     train, validation, test : np.ndarray
     """
-    if groups is not None and len(groups) != len(points):
-        raise ValueError(f"groups: expected {len(points)} labels, got {len(groups)}.")
+    if np.ndim(points) < 1:
+        raise TypeError(f"points: expected an array of points, got {points!r}.")
+    if groups is not None and np.shape(groups) != (len(points),):
+        got = np.shape(groups)
+        raise ValueError(f"groups: expected {len(points)} labels, got shape {got}.")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
+        raise ValueError(f"seed: expected an integer >= 0, got {seed!r}.")
+    numbers = isinstance(shares, (tuple, list)) and len(shares) == 2
+    if not numbers or not all(isinstance(s, (int, float)) and s >= 0 for s in shares):
+        raise ValueError(f"shares: expected two numbers >= 0, got {shares!r}.")
+    if sum(shares) > 1 + 1e-9:
+        raise ValueError(f"shares: expected a sum of one at most, got {shares!r}.")
     count, member = len(points), None
     if groups is not None:
         names, member = np.unique(groups, return_inverse=True)

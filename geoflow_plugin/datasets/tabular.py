@@ -57,7 +57,7 @@ def load_tabular(name, path=None, *, drop_duplicates=False):
     FileNotFoundError
         With what to set, if there is no file.
     """
-    if name not in TABULAR:
+    if not isinstance(name, str) or name not in TABULAR:
         raise ValueError(f"name: expected one of {sorted(TABULAR)}, got {name!r}.")
     content = read("tabular", *TABULAR[name], path)
     rows = np.loadtxt(io.BytesIO(content), delimiter=",")

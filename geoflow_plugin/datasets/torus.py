@@ -87,10 +87,10 @@ def load_torsions(name, path=None, *, group=None, drop_duplicates=False):
     FileNotFoundError
         With what to set, if there is no file.
     """
-    if name not in TORSIONS:
+    if not isinstance(name, str) or name not in TORSIONS:
         raise ValueError(f"name: expected one of {sorted(TORSIONS)}, got {name!r}.")
     group = next(iter(TORSIONS[name])) if group is None else group
-    if group not in TORSIONS[name]:
+    if not isinstance(group, str) or group not in TORSIONS[name]:
         raise ValueError(f"group: expected one of {list(TORSIONS[name])}, got {group!r}.")
     file, checksum, source = _FILES[name]
     lines = read("torus", file, checksum, source, path).decode().splitlines()

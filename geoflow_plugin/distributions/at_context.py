@@ -3,7 +3,7 @@
 import torch
 
 from geoflow_plugin.distributions.base import Distribution
-from geoflow_plugin.distributions.checks import as_context
+from geoflow_plugin.distributions.checks import as_context, as_numbers
 
 __all__ = ["AtContext"]
 
@@ -35,7 +35,7 @@ class AtContext(Distribution):
             )
         super().__init__(distribution.space, distribution.dtype)
         self.distribution = distribution
-        rows = torch.as_tensor(context)
+        rows = as_numbers(context, "context", distribution.dtype)
         rows = rows[None] if rows.ndim == 1 else rows
         rows = as_context(rows, 1, distribution.device, distribution.dtype).detach()
         self.register_buffer("context", distribution._given(rows, 1)["context"].clone())

@@ -15,6 +15,7 @@ from geoflow_plugin.distributions.rejection import (
     conditional_rejection_sample,
     rejection_sample,
 )
+from geoflow_plugin.geometry.checks import check_counts
 from geoflow_plugin.networks import ConditionalSourceField, SourceField
 
 __all__ = ["RejectionSampled"]
@@ -56,6 +57,7 @@ class RejectionSampled(Flow):
         n_proposals : int
             Each cost one evaluation of the field with its divergence.
         """
+        check_counts(0, n=n)
         given = self._given(context, n)
         if not n:
             return self._anchor.new_zeros(0, *self.space.shape), 0

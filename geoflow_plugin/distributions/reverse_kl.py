@@ -9,6 +9,9 @@ from typing import NamedTuple
 
 import torch
 
+from geoflow_plugin.distributions.base import Distribution
+from geoflow_plugin.geometry.checks import check_counts
+
 __all__ = ["FreeEnergy", "free_energy", "target_log_prob"]
 
 _CHUNK = 2048
@@ -73,8 +76,10 @@ def free_energy(distribution, target, n=10_000, generator=None):
     -------
     free_energy : FreeEnergy
     """
-    if isinstance(n, bool) or not isinstance(n, int) or n < 2:
-        raise ValueError(f"n: expected an integer >= 2, got {n!r}.")
+    if not isinstance(distribution, Distribution):
+        kind = type(distribution).__name__
+        raise TypeError(f"distribution: expected a geoflow_plugin distribution, got {kind}.")
+    check_counts(2, n=n)
     log_target, log_weights = target_log_prob(target), []
     for start in range(0, n, _CHUNK):
         x, log_prob = distribution(min(_CHUNK, n - start), generator=generator)

@@ -104,6 +104,8 @@ def random_uniform(space, n, generator=None, device=None, dtype=None):
         If the space is not supported.
     """
     _check_count(n)
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: expected a torch.Generator, got {generator!r}.")
     if not is_compact(space):
         raise ValueError(
             f"space: {type(space).__qualname__} is not compact, so it has no uniform "

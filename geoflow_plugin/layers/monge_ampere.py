@@ -6,6 +6,7 @@ from torch import nn
 
 from geoflow_plugin import geometry
 from geoflow_plugin.calculus import gradient_and_laplacian, is_transformed
+from geoflow_plugin.geometry.checks import check_counts
 from geoflow_plugin.integrators import hidden_layer_flow, integrate, reversible, runge_kutta
 from geoflow_plugin.networks import (
     FourierPotential,
@@ -71,6 +72,7 @@ class MongeAmpere(Flow):
         geometry.log_volume_element(space, geometry.origin(space)[None])  # refuses by name
         if geometry.interpolation(space) is not None:
             raise TypeError("space: gradients jump at its edges, so that nothing flows along.")
+        check_counts(0, context_dim=context_dim)
         if potential is None:
             potential = _default_potential(space, dtype, context_dim)
         elif context_dim:
@@ -83,15 +85,17 @@ class MongeAmpere(Flow):
                 f"potential: expected a torch.nn.Module, got {type(potential).__name__}; wrap "
                 "a plain function in a module."
             )
-        if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
-            raise ValueError(f"n_steps: expected an integer >= 1, got {n_steps!r}.")
+        check_counts(n_steps=n_steps)
         if not isinstance(step_size, (int, float)) or not 0 < step_size < float("inf"):
             raise ValueError(f"step_size: expected a positive number, got {step_size!r}.")
         if solver not in (*_SOLVERS, "adaptive"):
             expected = sorted([*_SOLVERS, "adaptive"])
             raise ValueError(f"solver: expected one of {expected}, got {solver!r}.")
         if symmetry is not None:
-            potential = SymmetricPotential(potential, symmetry)
+            try:
+                potential = SymmetricPotential(potential, symmetry)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"symmetry: {error}") from error
         self.space = space
         self.potential = potential
         self.n_steps, self.step_size, self.solver = n_steps, float(step_size), solver

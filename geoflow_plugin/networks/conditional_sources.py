@@ -7,6 +7,7 @@ from torch import nn
 
 from geoflow_plugin import geometry
 from geoflow_plugin.calculus import value_and_divergence
+from geoflow_plugin.geometry.checks import check_counts
 from geoflow_plugin.networks.context import Given, Standardize, context_dim_of
 from geoflow_plugin.networks.sources import SourceField
 
@@ -45,6 +46,7 @@ class ConditionalSourceField(SourceField):
         generator=None,
         dtype=None,
     ):
+        check_counts(context_dim=context_dim)
         super().__init__(space, n_sources, background, generator, dtype)
         dtype = self.centers.dtype
         self.context_dim = context_dim

@@ -4,6 +4,7 @@ import math
 
 import torch
 from torch import nn
+from torch.nn.utils import skip_init
 
 from geoflow_plugin.geometry.checks import as_dtype, as_shape, check_counts, check_positive
 from geoflow_plugin.networks.context import Standardize, with_context
@@ -95,7 +96,7 @@ def perceptron(size, hidden, depth, n_outputs, generator, dtype):
     layers = []
     for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
         layers += [linear(width_in, width_out, generator, dtype), nn.SiLU()]
-    out = nn.Linear(widths[-1], n_outputs, dtype=dtype)
+    out = _unset_linear(widths[-1], n_outputs, generator, dtype)
     nn.init.zeros_(out.weight)
     nn.init.zeros_(out.bias)
     return nn.Sequential(*layers), out
@@ -103,8 +104,15 @@ def perceptron(size, hidden, depth, n_outputs, generator, dtype):
 
 def linear(width_in, width_out, generator, dtype):
     """Linear layer whose weights are drawn from a generator."""
-    layer = nn.Linear(width_in, width_out, dtype=dtype)
+    layer = _unset_linear(width_in, width_out, generator, dtype)
     with torch.no_grad():
         layer.weight.normal_(0, 1 / math.sqrt(width_in), generator=generator)
         layer.bias.zero_()
     return layer
+
+
+def _unset_linear(width_in, width_out, generator, dtype):
+    """Linear layer to be filled; nn.Linear's own weights come from the global stream."""
+    if generator is None:
+        return nn.Linear(width_in, width_out, dtype=dtype)
+    return skip_init(nn.Linear, width_in, width_out, dtype=dtype)

@@ -93,13 +93,13 @@ def register_saved(cls=None, *, arguments=None):
     ...     def forward(self, x):
     ...         return self.out(self.hidden(x).sin())
     """
+    if arguments is not None and not callable(arguments):
+        raise TypeError(f"arguments: expected a callable, got {arguments!r}.")
     if cls is None:
         return lambda cls: register_saved(cls, arguments=arguments)
     if not isinstance(cls, type):
-        raise TypeError(f"register_saved: expected a class, got {cls!r}.")
+        raise TypeError(f"cls: expected a class, got {cls!r}.")
     if arguments is not None:
-        if not callable(arguments):
-            raise TypeError(f"arguments: expected a callable, got {arguments!r}.")
         register_arguments(cls, arguments)
         if issubclass(cls, nn.Module):
             register_kind(cls, _KINDS[object])

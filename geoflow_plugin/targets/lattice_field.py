@@ -141,7 +141,9 @@ class Phi4Target(LatticeTarget):
 
     def __init__(self, side, mass_squared, coupling, lattice_dim=2):
         check_sizes(side=side, lattice_dim=lattice_dim)
-        if not (math.isfinite(mass_squared) and math.isfinite(coupling) and coupling >= 0):
+        numbers = mass_squared, coupling
+        finite = all(isinstance(k, (int, float)) and math.isfinite(k) for k in numbers)
+        if not finite or coupling < 0:
             raise ValueError(
                 "mass_squared, coupling: expected finite numbers, the coupling not negative, "
                 f"got {mass_squared!r} and {coupling!r}."

@@ -92,6 +92,8 @@ def minimize(
     resumed = checkpoint is not None and checkpoint.restore(state, batches)
     warmup = max(1, min(20, max_steps // 10))
     check_every = check_every or max(1, min(25, max_steps // 8))
+    if callback is not None and not callable(callback):
+        raise TypeError(f"callback: expected a function, got {callback!r}.")
     patience = math.inf if patience is None else patience
     good: dict = {}
     failures, losses = 0, []

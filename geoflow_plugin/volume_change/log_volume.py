@@ -10,6 +10,7 @@ import math
 import torch
 
 from geoflow_plugin import geometry
+from geoflow_plugin.geometry.checks import check_counts
 from geoflow_plugin.volume_change import stochastic
 from geoflow_plugin.volume_change.exact import half_log_det, pushforward
 
@@ -62,6 +63,7 @@ def log_volume_change(
        for manifold learning", NeurIPS 2021.
     """
     _check(mapping, points, space)
+    check_counts(n_probes=n_probes)
     if method == "exact":
         return value_and_log_volume_change(mapping, points, space)[1]
     operator, signs = _operator(mapping, points, space, method, n_probes, generator)
@@ -176,6 +178,8 @@ def _log_volume_element(points, space):
 
 def _check(mapping, points, space):
     """Refuse bad points; let layers that set themselves up by data do so outside autodiff."""
+    if not callable(mapping):
+        raise TypeError(f"mapping: expected a function of points, got {mapping!r}.")
     if space is not None:
         geometry.check_points(space, points, name="points")
     elif not isinstance(points, torch.Tensor) or not points.is_floating_point():
@@ -194,8 +198,7 @@ def _check(mapping, points, space):
 def _check_method(method, n_probes):
     if method != "hutchinson":
         raise ValueError(f"method: expected 'exact' or 'hutchinson', got {method!r}.")
-    if isinstance(n_probes, bool) or not isinstance(n_probes, int) or n_probes < 1:
-        raise ValueError(f"n_probes: expected an integer >= 1, got {n_probes!r}.")
+    check_counts(n_probes=n_probes)
 
 
 def _check_size(value, dim):

@@ -277,7 +277,8 @@ def view(space):
     raise TypeError(
         f"space: no picture of a density on {type(space).__qualname__} of dimension "
         f"{getattr(space, 'dim', None)}; supported are Hypersphere(1), Hypersphere(2), "
-        "products of two circles, Euclidean(2) and MeshSurface (register your own on plotting.view)."
+        "products of two circles, Euclidean(2) and MeshSurface (register your own on "
+        "plotting.view)."
     )
 
 

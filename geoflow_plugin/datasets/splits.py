@@ -23,9 +23,9 @@ def split(points, seed, shares=(0.8, 0.1), groups=None):
     """
     if np.ndim(points) < 1:
         raise TypeError(f"points: expected an array of points, got {points!r}.")
-    if groups is not None and np.shape(groups) != (len(points),):
-        got = np.shape(groups)
-        raise ValueError(f"groups: expected {len(points)} labels, got shape {got}.")
+    if groups is not None and (np.ndim(groups) < 1 or len(groups) != len(points)):
+        got = len(groups) if np.ndim(groups) else repr(groups)
+        raise ValueError(f"groups: expected {len(points)} labels, got {got}.")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0:
         raise ValueError(f"seed: expected an integer >= 0, got {seed!r}.")
     numbers = isinstance(shares, (tuple, list)) and len(shares) == 2

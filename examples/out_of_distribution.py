@@ -100,10 +100,9 @@ def main(args):
     generator = torch.Generator().manual_seed(args.seed)
     (outliers,) = set(LOADERS) - {args.inliers}
     inside, outside = (
-        [load(name, split, n, generator) for split, n in (("train", None), ("test", None))]
-        for name, n in ((args.inliers, None), (outliers, None))
+        [load(name, split, args.points, generator) for split in ("train", "test")]
+        for name in (args.inliers, outliers)
     )
-    inside, outside = ([x[: args.points] for x in pair] for pair in (inside, outside))
     mean = inside[0].mean(0)
     inside, outside = ([x - mean for x in pair] for pair in (inside, outside))
     train, test = zip(inside, outside, strict=True)

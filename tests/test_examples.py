@@ -82,3 +82,32 @@ def test_torus_flow(tmp_path):
     integral = float(re.search(r"integral +(\d\.\d+)", result.stdout)[1])
     assert integral == pytest.approx(1, abs=1e-2)
     check_picture(tmp_path / "torus_flow.png")
+
+
+@pytest.mark.skipif(not (DATA / "mnist").is_dir(), reason="no images; set GEOFLOW_DATA")
+def test_out_of_distribution(tmp_path):
+    options = ["--points", "200", "--stump-points", "100", "--steps", "2", "--couplings", "2"]
+    result = run(tmp_path, "out_of_distribution.py", *options, data=DATA)
+    assert result.returncode == 0, result.stderr
+    row = r"^(principal plane|InjectiveFlow) +" + r" +".join([r"(-?\d+\.\d+)"] * 5) + "$"
+    rows = {
+        name: list(map(float, values))
+        for name, *values in re.findall(row, result.stdout, re.M)
+    }
+    assert list(rows) == ["principal plane", "InjectiveFlow"]
+    for on_log_prob, on_error, on_both, _, _ in rows.values():
+        assert 50 < min(on_log_prob, on_error) and on_both in (on_log_prob, on_error)
+    # two steps from the plane, where the flow starts
+    assert rows["InjectiveFlow"][4] == pytest.approx(rows["principal plane"][4], rel=0.3)
+    check_picture(tmp_path / "out_of_distribution.png")
+
+
+@pytest.mark.skipif(not (DATA / "tabular").is_dir(), reason="no tables; set GEOFLOW_DATA")
+def test_tabular(tmp_path):
+    result = run(tmp_path, "tabular.py", "--names", "wine", "--steps", "2", data=DATA)
+    assert result.returncode == 0, result.stderr
+    row = r"^  (plane|two steps|joint|free-form) +(\d+\.\d+) +(-?\d+\.\d+) +(\d+\.\d+) +\d+$"
+    rows = {name: list(map(float, v)) for name, *v in re.findall(row, result.stdout, re.M)}
+    assert list(rows) == ["plane", "two steps", "joint", "free-form"]
+    # no surface through the mean leaves out more than the data vary
+    assert 0 < rows["plane"][0] < 11 and all(v[0] < 22 for v in rows.values())

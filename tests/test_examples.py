@@ -86,7 +86,8 @@ def test_torus_flow(tmp_path):
 
 @pytest.mark.skipif(not (DATA / "mnist").is_dir(), reason="no images; set GEOFLOW_DATA")
 def test_out_of_distribution(tmp_path):
-    options = ["--points", "200", "--stump-points", "100", "--steps", "2", "--couplings", "2"]
+    options = ["--points", "200", "--stump-points", "100", "--steps", "2"]
+    options += ["--method", "free-form"]
     result = run(tmp_path, "out_of_distribution.py", *options, data=DATA)
     assert result.returncode == 0, result.stderr
     row = r"^(principal plane|InjectiveFlow) +" + r" +".join([r"(-?\d+\.\d+)"] * 5) + "$"
@@ -97,8 +98,7 @@ def test_out_of_distribution(tmp_path):
     assert list(rows) == ["principal plane", "InjectiveFlow"]
     for on_log_prob, on_error, on_both, _, _ in rows.values():
         assert 50 < min(on_log_prob, on_error) and on_both in (on_log_prob, on_error)
-    # two steps from the plane, where the flow starts
-    assert rows["InjectiveFlow"][4] == pytest.approx(rows["principal plane"][4], rel=0.3)
+    assert 0 < rows["principal plane"][4] < rows["InjectiveFlow"][4]  # after two steps
     check_picture(tmp_path / "out_of_distribution.png")
 
 

@@ -9,6 +9,7 @@ own, whose peak of resident memory is printed.
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -32,8 +33,8 @@ CHUNK = 2**14
 class Points(Dataset):
     """The first rows of a file of points.
 
-    The file is opened for each batch: pages of an open map that were read once count as
-    resident memory for as long as it is open.
+    Read row by row: of a ``numpy.memmap`` the pages around each row count as resident too, in
+    the end all of the file, though the system may take them back.
     """
 
     def __init__(self, path, n, shape):
@@ -46,8 +47,11 @@ class Points(Dataset):
         return self.__getitems__([row])[0]
 
     def __getitems__(self, rows):
-        points = np.memmap(self.path, np.float32, "r", shape=(self.n, *self.shape))
-        return list(torch.from_numpy(points[rows]))
+        size = 4 * math.prod(self.shape)
+        with open(self.path, "rb") as file:
+            read = [os.pread(file.fileno(), size, row * size) for row in rows]
+        points = np.frombuffer(bytearray().join(read), np.float32)
+        return list(torch.from_numpy(points.reshape(-1, *self.shape)))
 
 
 def truth(space):

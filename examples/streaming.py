@@ -107,6 +107,8 @@ def main(args):
     if not args.json:
         print("points      before (MB)   peak (MB)   seconds   test NLL   that of the truth")
     space = SPACES[args.space]()
+    # large blocks go back to the system when they are freed, or their holes are measured
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20)}
     options = {"space": args.space, "steps": args.steps, "seed": args.seed}
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "points")
@@ -114,9 +116,8 @@ def main(args):
         for n in (args.few, args.points):
             options |= {"file": path, "points": n, "batch-size": args.batch_size}
             command = [f"--{name}={value}" for name, value in options.items()]
-            done = subprocess.run(
-                [sys.executable, __file__, *command], stdout=subprocess.PIPE, check=True
-            )
+            command = [sys.executable, __file__, *command]
+            done = subprocess.run(command, stdout=subprocess.PIPE, env=environment, check=True)
             row = json.loads(done.stdout)
             print(
                 json.dumps(row)

@@ -1,9 +1,10 @@
-"""Functions of symmetric matrices whose derivatives of every order exist.
+"""Functions of symmetric matrices whose derivatives exist at repeated eigenvalues as well.
 
-Those of an eigendecomposition do not at repeated eigenvalues, so that the logarithm and
-the square root are rational iterations (closed forms for n = 2). They invert matrices
-instead of solving with them, since torch 2.13 differentiates the forward derivative of
-``torch.linalg.solve`` (of ``slogdet`` and ``det`` too) wrongly.
+Those of an eigendecomposition do not, so that the logarithm (but for n = 2, a closed form)
+and the square root are taken as inverses of exponential and square: their values come from
+eigenvalues, without derivatives, and their derivatives up to the fourth from four steps of
+Newton's iteration. Nothing solves with a matrix, since torch 2.13 differentiates the forward
+derivative of ``torch.linalg.solve`` (of ``slogdet`` and ``det`` too) wrongly.
 """
 
 import math
@@ -12,7 +13,7 @@ import torch
 
 from geoflow_plugin.spaces import linear
 
-_ROOT_STEPS = (7, 6, 5, 4, 4)  # enough for eigenvalues 1e12 apart
+_ORDER = 4  # of the derivatives that exist
 
 
 def symmetrize(matrix):
@@ -46,27 +47,51 @@ def matrix_log(matrix):
         deviator = matrix - trace(matrix)[..., None, None] / 2 * eye
         squared_sine = deviator.square().sum((-2, -1), keepdim=True) / 2
         return mean * eye + squared_arsinh_quotient(squared_sine).sqrt() * deviator
-    for n_steps in _ROOT_STEPS:
-        matrix = matrix_sqrt(matrix, n_steps)
-    quotient = torch.linalg.inv(matrix + eye) @ (matrix - eye)
-    square, series = quotient @ quotient, torch.zeros_like(quotient)
-    for k in range(21, 0, -2):  # of artanh
-        series = series @ square + eye / k
-    return mean * eye + symmetrize(quotient @ series) * 2 ** (1 + len(_ROOT_STEPS))
+    return mean * eye + _inverse_function(matrix, torch.log, matrix_exp, _exp_slope)
 
 
-def matrix_sqrt(matrix, n_steps=_ROOT_STEPS[0]):
-    """Square root by the Denman-Beavers iteration in Higham's scaled product form."""
-    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    root = product = matrix
-    for _ in range(n_steps):
-        inverse = torch.linalg.inv(product)
-        norms = [m.detach().square().sum((-2, -1), keepdim=True) for m in (inverse, product)]
-        scale = (norms[0] / norms[1]) ** 0.25  # of the product; no part of the limit
-        inverse = inverse / scale
-        root = scale.sqrt() / 2 * (root + root @ inverse)
-        product = eye / 2 + (scale * product + inverse) / 4
-    return symmetrize(root)
+def matrix_sqrt(matrix):
+    """Square root of positive definite matrices, smooth at repeated eigenvalues."""
+    return _inverse_function(matrix, torch.sqrt, _squared, torch.add)
+
+
+def _inverse_function(matrix, value, function, slope):
+    """The symmetric matrix X with function(X) = matrix, of eigenvalues value(...).
+
+    In the eigenvectors of the matrix, as constants, the differential of the function at X is
+    the product, entry by entry, with its divided differences: ``slope`` of pairs of
+    eigenvalues of X. The simplified Newton step X <- X - (function(X) - matrix) / slope with
+    what is constant left out, since it is zero but for rounding, gains a derivative.
+    """
+    eigenvalues, vectors = torch.linalg.eigh(matrix.detach())
+    least = torch.finfo(matrix.dtype).tiny  # should rounding have made one negative
+    found = value(eigenvalues.clamp_min(least))
+    divided = slope(found.unsqueeze(-1), found.unsqueeze(-2))
+    goal = _change(vectors.mT @ matrix @ vectors)
+    result = torch.diag_embed(found)
+    for _ in range(_ORDER):
+        result = result - (_change(function(result)) - goal) / divided
+    return symmetrize(vectors @ result @ vectors.mT)
+
+
+def _squared(matrix):
+    return matrix @ matrix
+
+
+def _change(value):
+    """What derivatives see of a value, which is zero itself."""
+    return value - value.detach()
+
+
+def _exp_slope(a, b):
+    """(exp(a) - exp(b)) / (a - b), also where a and b are close or equal."""
+    half = (a - b) / 2
+    small = half.abs() < 1e-2
+    safe = torch.where(small, 1.0, half)
+    square = half.square()
+    series = 1 + square / 6 * (1 + square / 20)
+    quotient = torch.where(small, series, safe.sinh() / safe)
+    return ((a + b) / 2).exp() * quotient
 
 
 def squared_arsinh_quotient(square):

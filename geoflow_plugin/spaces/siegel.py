@@ -24,7 +24,7 @@ from geoflow_plugin.spaces.matrix_functions import (
 )
 from geoflow_plugin.spaces.real_view import RealView, narrow, register_open_view, widen
 
-_HALVINGS = (7, 6, 5, 4, 4)  # and steps of each square root
+_HALVINGS = 5
 
 
 class RealSiegel(RealView, of=Siegel):
@@ -141,7 +141,7 @@ def _seen_from(point, base_point):
 def _tanh(matrix):
     """U tanh(s) V* of U s V*: a small part of it, doubled."""
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-    small = matrix / 2 ** len(_HALVINGS)
+    small = matrix / 2**_HALVINGS
     square = small.mT @ small
     # sinh(s) / s over cosh(s), by their power series
     sinh, cosh = torch.zeros_like(square), torch.zeros_like(square)
@@ -149,7 +149,7 @@ def _tanh(matrix):
         sinh = sinh @ square / ((2 * k + 2) * (2 * k + 3)) + eye
         cosh = cosh @ square / ((2 * k + 1) * (2 * k + 2)) + eye
     result = small @ sinh @ torch.linalg.inv(cosh)
-    for _ in _HALVINGS:
+    for _ in range(_HALVINGS):
         result = 2 * result @ torch.linalg.inv(eye + result.mT @ result)
     return result
 
@@ -158,14 +158,14 @@ def _artanh(matrix):
     """U artanh(s) V* of U s V*: tanh is halved until it is small."""
     eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     gap = _gaps(matrix)[1]
-    for n_steps in _HALVINGS:
-        root = matrix_sqrt(gap, n_steps)
+    for _ in range(_HALVINGS):
+        root = matrix_sqrt(gap)
         inverse = torch.linalg.inv(eye + root)
         matrix, gap = matrix @ inverse, 2 * symmetrize(root @ inverse)
     square, series = matrix.mT @ matrix, torch.zeros_like(matrix)
     for k in range(21, 0, -2):
         series = series @ square + eye / k
-    return 2 ** len(_HALVINGS) * matrix @ series
+    return 2**_HALVINGS * matrix @ series
 
 
 @geometry.exp.register(*_siegel)

@@ -98,7 +98,7 @@ def register_saved(cls=None, *, arguments=None):
     if cls is None:
         return lambda cls: register_saved(cls, arguments=arguments)
     if not isinstance(cls, type):
-        raise TypeError(f"cls: expected a class, got {cls!r}.")
+        raise TypeError(f"register_saved: expected a class as cls, got {cls!r}.")
     if arguments is not None:
         register_arguments(cls, arguments)
         if issubclass(cls, nn.Module):

@@ -66,7 +66,22 @@ def matrix_from_vector(vector):
     x, y, z = vector.unbind(-1)
     zero = torch.zeros_like(x)
     rows = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1)
-    return torch.linalg.matrix_exp(rows.unflatten(-1, (3, 3)))
+    skew = rows.unflatten(-1, (3, 3))
+    sine, cosine = (f[..., None, None] for f in _half_angle(vector.square().sum(-1) / 4))
+    eye = torch.eye(3, dtype=vector.dtype, device=vector.device)
+    return eye + cosine * sine * skew + sine.square() / 2 * skew @ skew
+
+
+def _half_angle(square):
+    """sin(h) / h and cos(h) as functions of h^2, which have every derivative at zero."""
+    small = square < 0.25
+    angle = torch.where(small, 1.0, square).sqrt()
+    sine = cosine = torch.ones_like(square)
+    for k in range(16, 0, -2):
+        sine = 1 - square / (k * (k + 1)) * sine
+        cosine = 1 - square / (k * (k - 1)) * cosine
+    sine = torch.where(small, sine, angle.sin() / angle)
+    return sine, torch.where(small, cosine, angle.cos())
 
 
 def vector_from_matrix(rotation):

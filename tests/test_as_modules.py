@@ -30,9 +30,7 @@ def monge_ampere():
 
 
 def injective():
-    return gf.InjectiveFlow(
-        5, Hypersphere(1), high_layers=gf.layers.smooth_couplings(5, 2, 8)
-    )
+    return gf.InjectiveFlow(5, Hypersphere(1), high_layers=gf.layers.smooth_couplings(5, 2, 8))
 
 
 MAKE = {

@@ -226,12 +226,15 @@ def test_a_process_killed_at_random_times_loses_nothing(uninterrupted, tmp_path,
         path.unlink(missing_ok=True)
         result.unlink(missing_ok=True)
         while not result.exists():
-            child = _in_a_fork(train)
+            anew, child = not path.exists(), _in_a_fork(train)
             time.sleep(draw.uniform(0, whole))
             os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
-            kills += os.WIFSIGNALED(status)
-            assert os.WIFSIGNALED(status) or status == 0
+            killed = os.WIFSIGNALED(status)
+            assert killed or status == 0
+            kills += killed
+            if anew and not killed:  # the machine was busier when it was measured
+                whole *= 0.9
         weights = pickle.loads(result.read_bytes())
         assert weights == [p.tolist() for p in uninterrupted[0].parameters()]
 

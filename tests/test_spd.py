@@ -257,7 +257,7 @@ def test_derivatives_at_repeated_eigenvalues(n):
 
     zero = torch.zeros((), dtype=torch.float64)
     derivative = along
-    for k in range(1, 6 - n):
+    for k in range(1, 5):
         derivative = jacfwd(derivative)
         power = torch.linalg.matrix_power(direction, k)
         expected = (-1) ** (k + 1) * math.factorial(k - 1) * power

@@ -89,7 +89,7 @@ def register_normal(where, separation, smooth_separation):
     """Register normal laws carried by the exponential, and normal coordinates as chart.
 
     As ``register_carried_normal`` does, but for two forms of the separation: kernels take
-    the quicker one, all else the one with derivatives of every order.
+    the quicker one, all else the one with derivatives where eigenvalues repeat.
     """
     register_carried_normal(where, separation, geometry.exp)
 
@@ -226,7 +226,7 @@ def _separation(space, point, center):
 
 
 def _smooth_separation(space, point, center):
-    """The same, with derivatives of every order at repeated eigenvalues."""
+    """The same, with derivatives at repeated eigenvalues."""
     if space.shape[0] == 2:
         return _separation(space, point, center)
     whitened = _whitened(widen(point), torch.linalg.cholesky(widen(center)))

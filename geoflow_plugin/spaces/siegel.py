@@ -221,7 +221,7 @@ def _separation(space, point, center):
 
 
 def _smooth_separation(space, point, center):
-    """The same, with derivatives of every order at repeated singular values."""
+    """The same, with derivatives at repeated singular values."""
     n = space.shape[0]
     if n == 1 or n > 3:  # where singular values are smooth, or cheaper
         return _separation(space, point, center)

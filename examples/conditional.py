@@ -76,6 +76,7 @@ def fit(space, train, validation, context, given, args):
 def main(args):
     space, points, covariates, groups = SETS[args.name](args.blocks)
     rows = gf.datasets.split(np.arange(len(points)), args.seed, groups=groups)
+    rows = [part[: args.points] for part in rows]
     X = [torch.tensor(points[r], dtype=torch.float32) for r in rows]
     c = [torch.tensor(covariates[r], dtype=torch.float32) for r in rows]
     print(f"{args.name}: {', '.join(str(len(x)) for x in X)} points to train, validate, test")
@@ -162,6 +163,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--name", default="nickel", choices=sorted(SETS))
     parser.add_argument("--blocks", action="store_true", help="hold out areas of the surface")
+    parser.add_argument("--points", type=int, help="at most, of each part")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="at most; default of MoserFlow.fit")
     parser.add_argument("--learning-rate", type=float, default=1e-3)

@@ -111,3 +111,20 @@ def test_tabular(tmp_path):
     assert list(rows) == ["plane", "two steps", "joint", "free-form"]
     # no surface through the mean leaves out more than the data vary
     assert 0 < rows["plane"][0] < 11 and all(v[0] < 22 for v in rows.values())
+
+
+@pytest.mark.skipif(not (DATA / "torus").is_dir(), reason="no torsions; set GEOFLOW_DATA")
+def test_conditional(tmp_path):
+    options = ["--name", "rotamers", "--points", "300", "--steps", "2"]
+    options += ["--checks", "1", "--check-size", "200"]
+    result = run(tmp_path, "conditional.py", *options, data=DATA)
+    assert result.returncode == 0, result.stderr
+    row = r"^([a-z ]*\w+) +(-?\d\.\d+) ± \d\.\d+ +(-?\d\.\d+) ± (\d\.\d+)$"
+    rows = {name: list(map(float, v)) for name, *v in re.findall(row, result.stdout, re.M)}
+    assert len(rows) == 5 and rows["KernelDensity"][1] == 0
+    # the backbone says something of the side chain, and kernels hear it at once
+    gain, error = rows["conditional KernelDensity"][1:]
+    assert gain > 2 * error > 0
+    for nll, difference, _ in rows.values():
+        assert nll + difference == pytest.approx(rows["KernelDensity"][0], abs=2e-3)
+    check_picture(tmp_path / "conditional_rotamers.png")

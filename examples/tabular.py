@@ -60,24 +60,6 @@ def plane(ambient_dim, dim, train):
     return gf.InjectiveFlow(ambient_dim, space, base, high_layers=[], embedding=embedding)
 
 
-def injective(ambient_dim, dim, weight):
-    return gf.InjectiveFlow(
-        ambient_dim,
-        dim=dim,
-        low_layers=gf.layers.smooth_couplings(dim, 4, 64),
-        reconstruction_weight=weight,
-    )
-
-
-def free_form(ambient_dim, dim, weight):
-    return gf.FreeFormInjectiveFlow(
-        ambient_dim,
-        dim=dim,
-        low_layers=gf.layers.smooth_couplings(dim, 4, 64),
-        reconstruction_weight=weight,
-    )
-
-
 def report(name, flow, test, seconds):
     log_prob, error = gf.outlier_scores(flow, test).double().unbind(1)
     sample = flow.sample(len(test), generator=torch.Generator().manual_seed(0))
@@ -109,8 +91,13 @@ def main(args):
         }
         for way in ["two steps", "joint", "free-form"]:
             torch.manual_seed(args.seed)
-            make = free_form if way == "free-form" else injective
-            flow = make(ambient_dim, dim, args.weight)
+            flow_class = gf.FreeFormInjectiveFlow if way == "free-form" else gf.InjectiveFlow
+            flow = flow_class(
+                ambient_dim,
+                dim=dim,
+                low_layers=gf.layers.smooth_couplings(dim, 4, 64),
+                reconstruction_weight=args.weight,
+            )
             start = time.process_time()
             fit = flow.fit_in_two_steps if way == "two steps" else flow.fit
             fit(train, **options)

@@ -12,6 +12,7 @@ import torch
 from torch.func import vjp, vmap
 
 from geoflow_plugin import geometry
+from geoflow_plugin.geometry.checks import check_counts
 from geoflow_plugin.geometry.forward_mode import jvp
 
 __all__ = [
@@ -302,8 +303,7 @@ def _directions(space, points, method, n_probes, generator):
     basis = geometry.tangent_basis(space, points)
     if method == "exact":
         return basis.movedim(1, 0).contiguous()  # torch.compile needs one layout
-    if isinstance(n_probes, bool) or not isinstance(n_probes, int) or n_probes < 1:
-        raise ValueError(f"n_probes: expected an integer >= 1, got {n_probes!r}.")
+    check_counts(n_probes=n_probes)
     shape = (n_probes, points.shape[0], 1, geometry.dim(space))
     bits = torch.randint(0, 2, shape, generator=generator, device=points.device)
     signs = (2 * bits - 1).to(points.dtype)

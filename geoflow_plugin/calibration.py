@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from scipy.stats import ks_1samp, ks_2samp, uniform
 
-from geoflow_plugin.distributions.base import Distribution
+from geoflow_plugin.distributions.base import require_distribution
 from geoflow_plugin.distributions.checks import as_context, as_points
+from geoflow_plugin.geometry.checks import check_counts
 
 __all__ = ["Calibration", "calibration", "log_prob_in_parts"]
 
@@ -71,13 +72,8 @@ def calibration(distribution, x, *, context=None, n_samples=5000, generator=None
     TypeError, ValueError
         For no distribution of ours, points off the space, or a number out of range.
     """
-    if not isinstance(distribution, Distribution):
-        raise TypeError(
-            "distribution: expected a geoflow_plugin distribution, got "
-            f"{type(distribution).__name__}."
-        )
-    if isinstance(n_samples, bool) or not isinstance(n_samples, int) or n_samples < 20:
-        raise ValueError(f"n_samples: expected an integer >= 20, got {n_samples!r}.")
+    require_distribution(distribution)
+    check_counts(20, n_samples=n_samples)
     device, dtype = distribution.device, distribution.dtype
     x = as_points(distribution.space, x, "x").to(device, dtype)
     level = np.arange(1, 20) / 20

@@ -5,11 +5,12 @@ import math
 import torch
 
 from geoflow_plugin import geometry
-from geoflow_plugin.distributions.base import Distribution
+from geoflow_plugin.distributions.base import require_distribution
 from geoflow_plugin.distributions.kernel_density import KernelDensity
 from geoflow_plugin.distributions.mixture import Mixture
 from geoflow_plugin.distributions.uniform import Uniform
 from geoflow_plugin.distributions.wrapped_normal import WrappedNormal
+from geoflow_plugin.geometry.checks import check_counts
 
 __all__ = ["check_invertibility", "check_normalization", "check_sampling"]
 
@@ -35,7 +36,8 @@ def check_normalization(distribution, n=100_000, generator=None):
     -------
     integral, standard_error : float
     """
-    _check(distribution, n)
+    require_distribution(distribution)
+    check_counts(2, n=n)
     weight, _ = importance_sample(distribution, n, generator)
     return mean_and_error(weight)
 
@@ -58,7 +60,8 @@ def check_sampling(distribution, n=100_000, generator=None):
     difference, standard_error : float
         In nats.
     """
-    _check(distribution, n)
+    require_distribution(distribution)
+    check_counts(2, n=n)
     weight, log_prob = importance_sample(distribution, n, generator)
     parts = [min(10_000, n - start) for start in range(0, n, 10_000)]
     own = [distribution(part, generator=generator)[1] for part in parts]
@@ -79,16 +82,6 @@ def mean_and_error(values):
     """Mean of independent values, and its standard error, floats."""
     values = values.double()
     return float(values.mean()), float(values.std() / math.sqrt(len(values)))
-
-
-def _check(distribution, n):
-    if not isinstance(distribution, Distribution):
-        raise TypeError(
-            "distribution: expected a geoflow_plugin distribution, got "
-            f"{type(distribution).__name__}."
-        )
-    if isinstance(n, bool) or not isinstance(n, int) or n < 2:
-        raise ValueError(f"n: expected an integer >= 2, got {n!r}.")
 
 
 @torch.no_grad()

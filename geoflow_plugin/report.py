@@ -10,12 +10,14 @@ import torch
 from geoflow_plugin import geometry
 from geoflow_plugin.calibration import calibration, log_prob_in_parts
 from geoflow_plugin.diagnostics import importance_sample, mean_and_error, sampling_gap
-from geoflow_plugin.distributions.base import Distribution
-from geoflow_plugin.distributions.checks import as_context, as_points
+from geoflow_plugin.distributions.at_context import AtContext
+from geoflow_plugin.distributions.base import require_distribution
+from geoflow_plugin.distributions.checks import as_context, as_points, check_seed
 from geoflow_plugin.distributions.kernel_density import KernelDensity
 from geoflow_plugin.distributions.uniform import Uniform
 from geoflow_plugin.distributions.wrapped_normal import WrappedNormal
 from geoflow_plugin.findings import Baseline, Estimate, Report
+from geoflow_plugin.geometry.checks import check_counts
 from geoflow_plugin.two_sample import (
     classifier_test,
     embedding,
@@ -65,16 +67,10 @@ def report(
     >>> print(gf.report(flow, X_test, X_train))  # doctest: +SKIP
     """
     distribution = getattr(distribution, "distribution_", distribution)
-    if not isinstance(distribution, Distribution):
-        raise TypeError(
-            "distribution: expected a geoflow_plugin distribution, got "
-            f"{type(distribution).__name__}."
-        )
-    for name, value, least in [("n_samples", n_samples, 20), ("n", n, 100)]:
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}.")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
-        raise TypeError(f"seed: expected an integer, got {seed!r}.")
+    require_distribution(distribution)
+    check_counts(20, n_samples=n_samples)
+    check_counts(100, n=n)
+    check_seed(seed)
     space, device, dtype = distribution.space, distribution.device, distribution.dtype
     x = as_points(space, X_test, "X_test").to(device, dtype)
     if len(x) < 8:
@@ -90,7 +86,7 @@ def report(
     remarks = [] if is_density else ["a density on a learned submanifold: no baselines"]
     integral = gap = error = None
     if is_density:
-        one = distribution if context is None else _Given(distribution, context[:1])
+        one = distribution if context is None else AtContext(distribution, context[:1])
         integral, gap = _integral_and_gap(one, n, draws, remarks)
     else:
         error = Estimate(*mean_and_error(distribution.reconstruction_error(x, context)))
@@ -116,22 +112,6 @@ def report(
         | {"geoflow_plugin": sys.modules["geoflow_plugin"].__version__}
         | {name: version(name) for name in _PACKAGES},
     )
-
-
-class _Given(Distribution):
-    """A conditional distribution, given one context."""
-
-    def __init__(self, distribution, context):
-        super().__init__(distribution.space, distribution.dtype)
-        self.distribution, self.given = distribution, context
-        self.to(distribution.device)
-
-    def _log_prob(self, x):
-        return self.distribution._log_prob(x, context=self.given.expand(len(x), -1))
-
-    def _draw(self, n, generator):
-        context = self.given.expand(n, -1)
-        return self.distribution.sample(n, generator=generator, context=context), None
 
 
 def _on_submanifold(distribution):

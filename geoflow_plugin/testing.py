@@ -16,7 +16,7 @@ from torch.func import vmap
 from geoflow_plugin import geometry
 from geoflow_plugin.calculus import divergence, gradient, laplacian, value_and_divergence
 from geoflow_plugin.diagnostics import importance_sample
-from geoflow_plugin.distributions.base import Distribution, score
+from geoflow_plugin.distributions.base import require_distribution, score
 from geoflow_plugin.distributions.checks import as_device, check_seed
 from geoflow_plugin.distributions.uniform import Uniform
 from geoflow_plugin.distributions.wrapped_normal import WrappedNormal
@@ -385,9 +385,7 @@ def check_distribution(distribution, *, n=2000, generator=None):
     AssertionError
         Naming every law that fails, with its figure.
     """
-    if not isinstance(distribution, Distribution):
-        kind = type(distribution).__name__
-        raise TypeError(f"distribution: expected a geoflow_plugin distribution, got {kind}.")
+    require_distribution(distribution)
     check_counts(2, n=n)
     if generator is None:
         generator = torch.Generator(distribution.device).manual_seed(0)

@@ -5,7 +5,9 @@ import hashlib
 import os
 from pathlib import Path
 
-__all__ = ["as_path", "read"]
+from geoflow_plugin.training import as_path
+
+__all__ = ["read"]
 
 
 def read(folder, file, checksum, source, path=None):
@@ -47,13 +49,6 @@ def read(folder, file, checksum, source, path=None):
             "another edition of the data."
         )
     return content
-
-
-def as_path(path):
-    """A pathlib.Path, or an error that names the argument."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path: expected a path, got {type(path).__name__}.")
-    return Path(path)
 
 
 def _find(folder, file, source, path):

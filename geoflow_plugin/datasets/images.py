@@ -11,7 +11,8 @@ from urllib.request import urlopen
 import numpy as np
 import torch
 
-from geoflow_plugin.datasets.files import as_path, read
+from geoflow_plugin.datasets.files import read
+from geoflow_plugin.training import as_path
 
 __all__ = ["dequantize", "load_fashion_mnist", "load_mnist", "parse_idx"]
 

@@ -10,7 +10,14 @@ from geoflow_plugin.distributions.checks import as_context, as_points
 from geoflow_plugin.geometry.checks import as_dtype
 from geoflow_plugin.layers.chain import takes_context as _has_context_argument
 
-__all__ = ["Distribution", "sample_from", "score", "seeded_sample", "takes_context"]
+__all__ = [
+    "Distribution",
+    "require_distribution",
+    "sample_from",
+    "score",
+    "seeded_sample",
+    "takes_context",
+]
 
 
 class Distribution(BaseDistribution):
@@ -200,6 +207,13 @@ class Distribution(BaseDistribution):
             x = as_points(self.space, x, name).to(self.device, self.dtype)
         geometry.check_points(self.space, x, name, self.dtype, self.device)
         return x
+
+
+def require_distribution(distribution):
+    """Refuse what is no distribution of ours."""
+    if not isinstance(distribution, Distribution):
+        kind = type(distribution).__name__
+        raise TypeError(f"distribution: expected a geoflow_plugin distribution, got {kind}.")
 
 
 def score(log_prob, x):

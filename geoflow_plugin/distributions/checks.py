@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from geoflow_plugin import geometry
+from geoflow_plugin.geometry.checks import check_counts, check_positive
 
 __all__ = [
     "as_context",
@@ -88,12 +89,8 @@ def check_fit_options(max_steps, batch_size, learning_rate, patience, seed):
     counts = {"max_steps": max_steps, "batch_size": batch_size}
     if patience is not None:
         counts["patience"] = patience
-    for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name}: expected an integer >= 1, got {value!r}.")
-    number = isinstance(learning_rate, (int, float))
-    if not number or not 0 < learning_rate < float("inf"):
-        raise ValueError(f"learning_rate: expected a positive number, got {learning_rate!r}.")
+    check_counts(**counts)
+    check_positive(learning_rate=learning_rate)
     check_seed(seed)
 
 

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from geoflow_plugin import geometry
-from geoflow_plugin.distributions.checks import as_context, as_points, check_seed
+from geoflow_plugin.distributions.checks import as_context
 from geoflow_plugin.distributions.conditional_kernels import ConditionalKernelMixture
 from geoflow_plugin.distributions.kernel_density import KernelDensity
+from geoflow_plugin.distributions.mixture_weights import likeliest_weights
 from geoflow_plugin.networks.context import Standardize
 
 __all__ = ["ConditionalKernelDensity"]
@@ -64,13 +65,7 @@ class ConditionalKernelDensity(KernelDensity):
         TypeError, ValueError
             For anything but a batch of finite points on the space, with finite contexts.
         """
-        self._check_metric()
-        X = as_points(self.space, X)
-        if len(X) < 2:
-            raise ValueError("X: expected at least two points, got one.")
-        check_seed(seed)
-        X = X.to(dtype=self._dtype or X.dtype)
-        self.to(X.device, X.dtype)
+        X = self._take_points(X, seed)
         self.context_dim = None  # that of these data, whatever came before
         context = as_context(context, len(X), self.device, self.dtype).detach()
         shares = _GaussianShares(context)
@@ -79,12 +74,7 @@ class ConditionalKernelDensity(KernelDensity):
         search = _Search(self, X, bandwidths, shares, chosen[: self.n_queries].to(X.device))
         scale, weights = search.run()
         shares.scale.copy_(scale)
-        uniform = 0.0
-        if self._kernels_end():
-            least = 1 / (len(X) + 1)
-            uniform = min(max(float(weights[-1]), least), 1 - least)
-            weights = weights[:-1].clamp_min(torch.finfo(weights.dtype).tiny)
-        weights = weights / weights.sum()
+        weights, uniform = self._without_uniform(weights, len(X))
         kept = weights > self.negligible
         self.context_dim = context.shape[1]
         self.kernels = ConditionalKernelMixture(
@@ -204,10 +194,6 @@ class _Search:
         if self.level is not None:
             columns.append(torch.full_like(columns[0], self.level))
         log_density = torch.stack(columns, dim=1)
-        log_weights = torch.full_like(log_density[0], -math.log(len(columns)))
-        for _ in range(100):
-            joint = log_density + log_weights
-            posterior = joint - torch.logsumexp(joint, dim=1, keepdim=True)
-            log_weights = torch.logsumexp(posterior, dim=0) - math.log(len(rows))
+        log_weights = likeliest_weights(log_density, 100)
         likelihood = float(torch.logsumexp(log_density + log_weights, dim=1).mean())
         return likelihood, scale, log_weights.exp()

@@ -9,10 +9,10 @@ from geoflow_plugin.distributions.base import Distribution
 from geoflow_plugin.distributions.kernel_mixture import (
     CHUNK,
     KernelMixture,
-    choose,
     exponent,
     log_sum_exp,
 )
+from geoflow_plugin.distributions.mixture_weights import choose
 
 __all__ = ["ConditionalKernelMixture"]
 

@@ -15,6 +15,7 @@ from geoflow_plugin.distributions.manifold_training import (
     joint_problem,
     manifold_problem,
 )
+from geoflow_plugin.geometry.checks import check_counts
 from geoflow_plugin.layers.chain import Chain, smooth_couplings, takes_context
 from geoflow_plugin.layers.embedding import Embedding
 from geoflow_plugin.spaces.learned import LearnedManifold
@@ -103,8 +104,7 @@ class InjectiveFlow(Flow):
     ):
         if method not in ("exact", "hutchinson"):
             raise ValueError(f"method: expected 'exact' or 'hutchinson', got {method!r}.")
-        if isinstance(n_probes, bool) or not isinstance(n_probes, int) or n_probes < 1:
-            raise ValueError(f"n_probes: expected an integer >= 1, got {n_probes!r}.")
+        check_counts(n_probes=n_probes)
         weight = reconstruction_weight
         if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
             raise ValueError(f"reconstruction_weight: expected a number >= 0, got {weight!r}.")
@@ -419,13 +419,15 @@ def ambient_space(ambient_dim):
                 f"{type(ambient_dim).__qualname__}."
             )
         return ambient_dim
-    return euclidean(_positive(ambient_dim, "ambient_dim"))
+    check_counts(ambient_dim=ambient_dim)
+    return euclidean(ambient_dim)
 
 
 def latent_space(space, dim):
     """The space given, if arrays are its points, or Euclidean space of a dimension."""
     if space is None:
-        return euclidean(_positive(dim, "dim"))
+        check_counts(dim=dim)
+        return euclidean(dim)
     point = geometry.origin(space)[None]
     if dim is not None and dim != geometry.dim(space):
         raise ValueError(f"dim: expected {geometry.dim(space)}, that of space, got {dim!r}.")
@@ -443,9 +445,3 @@ def _chain(layers, name):
     if not all(isinstance(f, torch.nn.Module) and hasattr(f, "inverse") for f in known):
         raise TypeError(f"{name}: expected a sequence of normflows layers, got {layers!r}.")
     return Chain(known)  # type: ignore[arg-type]
-
-
-def _positive(number, name):
-    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-        raise ValueError(f"{name}: expected an integer >= 1, got {number!r}.")
-    return number

@@ -9,6 +9,7 @@ from geoflow_plugin.distributions.base import Distribution
 from geoflow_plugin.distributions.checks import as_numbers, as_points, check_seed
 from geoflow_plugin.distributions.kernel_mixture import CHUNK as _CHUNK
 from geoflow_plugin.distributions.kernel_mixture import KernelMixture, exponent, log_sum_exp
+from geoflow_plugin.distributions.mixture_weights import likeliest_weights
 
 __all__ = ["KernelDensity", "KernelMixture"]
 
@@ -80,13 +81,7 @@ class KernelDensity(Distribution):
         TypeError, ValueError
             For anything but a batch of finite points on the space.
         """
-        self._check_metric()
-        X = as_points(self.space, X)
-        if len(X) < 2:
-            raise ValueError("X: expected at least two points, got one.")
-        check_seed(seed)
-        X = X.to(dtype=self._dtype or X.dtype)
-        self.to(X.device, X.dtype)
+        X = self._take_points(X, seed)
         bandwidths = self.bandwidth
         if bandwidths is None:
             bandwidths = self._grid(X)
@@ -95,16 +90,32 @@ class KernelDensity(Distribution):
         if len(bandwidths) > 1 or self._kernels_end():
             generator = torch.Generator().manual_seed(seed)
             weights = self._share_weights(X, bandwidths, generator)
-            if self._kernels_end():
-                least = 1 / (len(X) + 1)
-                uniform = min(max(float(weights[-1]), least), 1 - least)
-                weights = weights[:-1].clamp_min(torch.finfo(weights.dtype).tiny)
-                weights = weights / weights.sum()
+            weights, uniform = self._without_uniform(weights, len(X))
             kept = weights > self.negligible
             bandwidths, weights = bandwidths[kept], weights[kept]
         weights = weights / weights.sum()
         self.kernels = KernelMixture(self.space, X, bandwidths, weights, uniform)
         return self
+
+    def _take_points(self, X, seed):
+        """Checked data in the estimate's dtype, to whose device it moves."""
+        self._check_metric()
+        X = as_points(self.space, X)
+        if len(X) < 2:
+            raise ValueError("X: expected at least two points, got one.")
+        check_seed(seed)
+        X = X.to(dtype=self._dtype or X.dtype)
+        self.to(X.device, X.dtype)
+        return X
+
+    def _without_uniform(self, weights, n):
+        """Shares of the kernels, and that of the uniform law where there is one."""
+        uniform = 0.0
+        if self._kernels_end():
+            least = 1 / (n + 1)
+            uniform = min(max(float(weights[-1]), least), 1 - least)
+            weights = weights[:-1].clamp_min(torch.finfo(weights.dtype).tiny)
+        return weights / weights.sum(), uniform
 
     @property
     def bandwidths(self):
@@ -173,12 +184,7 @@ class KernelDensity(Distribution):
             level = math.log(n - 1) - geometry.log_volume(self.space)
             level = torch.full_like(log_density[:, :1], level)
             log_density = torch.cat([log_density, level], dim=1)
-        log_weights = torch.full_like(log_density[0], -math.log(log_density.shape[1]))
-        for _ in range(n_iterations):
-            joint = log_density + log_weights
-            posterior = joint - torch.logsumexp(joint, dim=1, keepdim=True)
-            log_weights = torch.logsumexp(posterior, dim=0) - math.log(len(posterior))
-        return log_weights.exp().to(bandwidths)
+        return likeliest_weights(log_density, n_iterations).exp().to(bandwidths)
 
     def _log_prob(self, x):
         return self._fitted()._log_prob(x)

@@ -6,8 +6,9 @@ import torch
 
 from geoflow_plugin import geometry
 from geoflow_plugin.distributions.base import Distribution
+from geoflow_plugin.distributions.mixture_weights import choose
 
-__all__ = ["CHUNK", "KernelMixture", "choose", "exponent", "log_sum_exp", "over_chunks"]
+__all__ = ["CHUNK", "KernelMixture", "exponent", "log_sum_exp", "over_chunks"]
 
 CHUNK = 2**17  # pairs of points held at a time; they fit a core's cache
 
@@ -140,11 +141,3 @@ def over_chunks(function, x, n_centers):
     if len(x) <= size:
         return function(x)
     return torch.cat([function(part) for part in x.split(size)])
-
-
-def choose(weights, n, generator):
-    """Indices drawn with these weights; unlike torch.multinomial of any length."""
-    total = weights.double().cumsum(0)
-    uniform = torch.rand(n, generator=generator, device=weights.device, dtype=torch.float64)
-    index = torch.searchsorted(total, uniform * total[-1], right=True)
-    return index.clamp_max(len(weights) - 1)

@@ -9,7 +9,7 @@ from torch import nn
 
 from geoflow_plugin.distributions.base import Distribution, sample_from, takes_context
 from geoflow_plugin.distributions.checks import as_numbers, as_points, check_component
-from geoflow_plugin.distributions.kernel_mixture import choose
+from geoflow_plugin.distributions.mixture_weights import choose, likeliest_weights
 from geoflow_plugin.geometry.checks import check_counts
 
 __all__ = ["Mixture"]
@@ -99,11 +99,7 @@ class Mixture(Distribution):
         with torch.no_grad():
             columns = [_log_prob(c, X, **given) for c in self.components]
             log_density = torch.stack(columns, dim=1).double()
-            log_weights = torch.full_like(log_density[0], -math.log(len(self.weights)))
-            for _ in range(n_iterations):
-                joint = log_density + log_weights
-                posterior = joint - torch.logsumexp(joint, dim=1, keepdim=True)
-                log_weights = torch.logsumexp(posterior, dim=0) - math.log(len(X))
+            log_weights = likeliest_weights(log_density, n_iterations)
             mixed = torch.logsumexp(log_density + log_weights, dim=1)
             gain = mixed - log_density[:, 0]
             if len(X) < 2 or gain.mean() <= 2 * gain.std() / math.sqrt(len(X)):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from geoflow_plugin.distributions.base import Distribution
+from geoflow_plugin.distributions.base import require_distribution
 from geoflow_plugin.geometry.checks import check_counts
 
 __all__ = ["FreeEnergy", "free_energy", "target_log_prob"]
@@ -76,9 +76,7 @@ def free_energy(distribution, target, n=10_000, generator=None):
     -------
     free_energy : FreeEnergy
     """
-    if not isinstance(distribution, Distribution):
-        kind = type(distribution).__name__
-        raise TypeError(f"distribution: expected a geoflow_plugin distribution, got {kind}.")
+    require_distribution(distribution)
     check_counts(2, n=n)
     log_target, log_weights = target_log_prob(target), []
     for start in range(0, n, _CHUNK):

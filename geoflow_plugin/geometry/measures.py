@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from geoflow_plugin.geometry.checks import check_counts
 from geoflow_plugin.geometry.dispatch import open_function, unsupported
 from geoflow_plugin.geometry.tangent import (
     _isometric_model,
@@ -103,7 +104,7 @@ def random_uniform(space, n, generator=None, device=None, dtype=None):
     TypeError
         If the space is not supported.
     """
-    _check_count(n)
+    check_counts(0, n=n)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator: expected a torch.Generator, got {generator!r}.")
     if not is_compact(space):
@@ -118,18 +119,13 @@ def random_uniform(space, n, generator=None, device=None, dtype=None):
     return uniform_from_cube(space, cube.to(device))
 
 
-def _check_count(n):
-    if isinstance(n, bool) or not isinstance(n, int) or n < 0:
-        raise ValueError(f"n: expected an integer >= 0, got {n!r}.")
-
-
 def quasi_uniform(space, n, seed=0, device=None, dtype=torch.float64):
     """Scrambled Sobol points carried to the space: uniform, with less variance.
 
     Each point is exactly uniform; different seeds are independent replicates, so the
     scatter of replicate means is an honest standard error.
     """
-    _check_count(n)
+    check_counts(0, n=n)
     engine = torch.quasirandom.SobolEngine(unit_cube_dim(space), scramble=True, seed=int(seed))
     # Sobol points live on a grid that contains 0; half a cell keeps them inside.
     cube = engine.draw(n, dtype=torch.float64) + 2.0**-31

@@ -17,6 +17,8 @@ import math
 
 import torch
 
+from geoflow_plugin.geometry.checks import check_counts
+
 __all__ = ["hidden_layer_flow"]
 
 _SLOPE = {"softplus": torch.sigmoid, "log_cosh": torch.tanh}
@@ -97,8 +99,7 @@ def _check(x, weight, bias, amplitude, activation, step_size, n_steps):
             )
     if not math.isfinite(step_size):
         raise ValueError(f"step_size: expected a finite number, got {step_size!r}.")
-    if isinstance(n_steps, bool) or not isinstance(n_steps, int) or n_steps < 1:
-        raise ValueError(f"n_steps: expected an integer >= 1, got {n_steps!r}.")
+    check_counts(n_steps=n_steps)
 
 
 def _integrals(h, factors, *options):

@@ -6,7 +6,7 @@ from torch import nn
 
 from geoflow_plugin import geometry
 from geoflow_plugin.calculus import gradient_and_laplacian, is_transformed
-from geoflow_plugin.geometry.checks import check_counts
+from geoflow_plugin.geometry.checks import check_counts, check_positive
 from geoflow_plugin.integrators import hidden_layer_flow, integrate, reversible, runge_kutta
 from geoflow_plugin.networks import (
     FourierPotential,
@@ -86,8 +86,7 @@ class MongeAmpere(Flow):
                 "a plain function in a module."
             )
         check_counts(n_steps=n_steps)
-        if not isinstance(step_size, (int, float)) or not 0 < step_size < float("inf"):
-            raise ValueError(f"step_size: expected a positive number, got {step_size!r}.")
+        check_positive(step_size=step_size)
         if solver not in (*_SOLVERS, "adaptive"):
             expected = sorted([*_SOLVERS, "adaptive"])
             raise ValueError(f"solver: expected one of {expected}, got {solver!r}.")

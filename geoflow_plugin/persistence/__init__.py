@@ -4,11 +4,11 @@ import torch
 from torch import nn
 
 from geoflow_plugin.persistence import kinds as kinds  # the two ways of torch modules
-from geoflow_plugin.persistence.container import as_path, from_bytes, read, to_bytes, write
+from geoflow_plugin.persistence.container import from_bytes, read, to_bytes, write
 from geoflow_plugin.persistence.description import Reader, Writer
 from geoflow_plugin.persistence.registry import register_saved
 from geoflow_plugin.persistence.versions import FORMAT, up_to_date
-from geoflow_plugin.training import processes
+from geoflow_plugin.training import as_path, processes
 
 __all__ = ["load", "register_saved", "save"]
 

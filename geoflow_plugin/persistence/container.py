@@ -7,24 +7,16 @@ tensor, so that a damaged file is not taken for another model.
 import hashlib
 import json
 import os
-from pathlib import Path
 
 import safetensors
 import safetensors.torch
 import torch
 
-from geoflow_plugin.training import write_atomically
+from geoflow_plugin.training import as_path, write_atomically
 
-__all__ = ["as_path", "from_bytes", "read", "to_bytes", "write"]
+__all__ = ["from_bytes", "read", "to_bytes", "write"]
 
 _MAX_HEADER = 2**24  # bytes; as Python objects it takes some ten times that
-
-
-def as_path(path):
-    """A pathlib.Path, or an error that names the argument."""
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path: expected a path, got {type(path).__name__}.")
-    return Path(path)
 
 
 def to_bytes(description, tensors):

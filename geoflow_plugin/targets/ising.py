@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 
-from geoflow_plugin.targets.lattice_field import LatticeTarget, check_sizes
+from geoflow_plugin.geometry.checks import check_counts, check_positive
+from geoflow_plugin.targets.lattice_field import LatticeTarget
 
 __all__ = ["CRITICAL_TEMPERATURE", "IsingTarget", "exact_log_partition"]
 
@@ -57,8 +58,8 @@ class IsingTarget(LatticeTarget):
     """
 
     def __init__(self, side, temperature=CRITICAL_TEMPERATURE, smallest_eigenvalue=0.1):
-        check_sizes(at_least=2, side=side)
-        _check_positive(temperature=temperature, smallest_eigenvalue=smallest_eigenvalue)
+        check_counts(at_least=2, side=side)
+        check_positive(temperature=temperature, smallest_eigenvalue=smallest_eigenvalue)
         waves = 2 * np.cos(2 * np.pi * np.arange(side) / side)
         spectrum = (waves[:, None] + waves) / temperature
         shift = smallest_eigenvalue - spectrum.min()
@@ -120,8 +121,8 @@ def exact_log_partition(side, temperature=CRITICAL_TEMPERATURE):
     ValueError
         For a side that is no integer >= 2, or a temperature that is not positive.
     """
-    check_sizes(at_least=2, side=side)
-    _check_positive(temperature=temperature)
+    check_counts(at_least=2, side=side)
+    check_positive(temperature=temperature)
     coupling = 1 / float(temperature)
     small = math.exp(-2 * coupling)
     # gamma_0 / 2, with tanh K = (1 - e^{-2K}) / (1 + e^{-2K})
@@ -154,9 +155,3 @@ def _peak(eigenvalue):
         options={"xatol": 1e-9},
     )
     return max(0.0, -float(energy.fun))
-
-
-def _check_positive(**numbers):
-    for name, value in numbers.items():
-        if not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise ValueError(f"{name}: expected a positive number, got {value!r}.")

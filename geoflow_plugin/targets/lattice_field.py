@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from normflows.distributions import Target
 
+from geoflow_plugin.geometry.checks import check_counts
 from geoflow_plugin.networks.lattice import lattice_symmetries
 
 __all__ = ["LatticeTarget", "Phi4Target"]
@@ -140,7 +141,7 @@ class Phi4Target(LatticeTarget):
     """
 
     def __init__(self, side, mass_squared, coupling, lattice_dim=2):
-        check_sizes(side=side, lattice_dim=lattice_dim)
+        check_counts(side=side, lattice_dim=lattice_dim)
         numbers = mass_squared, coupling
         finite = all(isinstance(k, (int, float)) and math.isfinite(k) for k in numbers)
         if not finite or coupling < 0:
@@ -166,10 +167,3 @@ class Phi4Target(LatticeTarget):
 
     def _site_energy(self, z):
         return self.coupling / 24 * z**4
-
-
-def check_sizes(at_least=1, **sizes):
-    """Refuse what is no integer, or too small a one."""
-    for name, value in sizes.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
-            raise ValueError(f"{name}: expected an integer >= {at_least}, got {value!r}.")

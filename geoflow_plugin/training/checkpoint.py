@@ -1,16 +1,15 @@
 """A file from which a fit goes on as if nothing had happened."""
 
 import io
-import os
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from geoflow_plugin.training import processes
+from geoflow_plugin.training.files import as_path, write_atomically
 
-__all__ = ["Checkpoint", "write_atomically"]
+__all__ = ["Checkpoint"]
 
 _COST = 20  # writing may take a twentieth of the time
 
@@ -53,9 +52,8 @@ class Checkpoint:
             if resume:
                 raise ValueError("resume: expected a checkpoint= to resume from, got none.")
             return
-        if not isinstance(path, (str, os.PathLike)):
-            raise TypeError(f"checkpoint: expected a path, got {type(path).__name__}.")
-        self.path = Path(path).resolve()  # through links, which are not to be replaced
+        # through links, which are not to be replaced
+        self.path = as_path(path, "checkpoint").resolve()
         there = self.path.exists()
         if (there and not self.path.is_file()) or not self.path.parent.is_dir():
             raise ValueError(f"checkpoint: expected a file in a folder, got {str(path)!r}.")
@@ -148,38 +146,6 @@ def load_tensors(module, values):
         value = values.get(name)
         if value is not None and value.shape == tensor.shape:
             tensor.copy_(value)
-
-
-def write_atomically(path, content):
-    """Put bytes into a file that is always either the old one or the new one, whole.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-    content : bytes-like
-
-    Raises
-    ------
-    OSError
-        If it cannot be written; the old file is untouched then.
-    """
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
-    if os.name == "posix":  # elsewhere a folder cannot be opened
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _short(value):

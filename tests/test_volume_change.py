@@ -331,7 +331,7 @@ def test_the_mean_over_all_signs_is_exact(name):
     operator = stochastic.NormalOperator(mapping, x, basis)
     signs = all_signs(3, operator.dim)
     solved = stochastic.solve(operator, signs)
-    estimate, _ = stochastic.estimate(signs, solved)
+    estimate, _ = stochastic.estimate(operator, signs, solved)
     found = gradients(stochastic.surrogate(operator, signs, solved), inputs)
     expected = log_volume_change(mapping, x, space=space)
     if space:
@@ -492,10 +492,41 @@ def test_matrices_that_have_converged_are_frozen():
     torch.testing.assert_close(matrix @ both.solution, right, atol=1e-8, rtol=0)
 
 
+@pytest.mark.parametrize("condition", [1e2, 1e4, 1e6])
+@pytest.mark.parametrize("k", [1, 3, 4])
+def test_steps_end_with_the_dimension_in_single_precision(condition, k):
+    dim = 20
+    matrix = matrices(20, dim, condition, torch.float32)
+    right = normals(20, dim, k, dtype=torch.float32)
+    solved = block_conjugate_gradient(lambda p: matrix @ p, right, 3e-4, 100)
+    assert len(solved.diagonal) <= -(-dim // k)
+    basis = solved.basis[..., : dim // k * k]  # the last block may find no more directions
+    gram = basis.mT @ basis
+    torch.testing.assert_close(
+        gram, torch.eye(len(gram[0])).expand_as(gram), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize("k", [1, 4])
+def test_the_stochastic_gradient_of_ill_conditioned_maps_in_single_precision(k):
+    scale = torch.logspace(0, 3, 20, dtype=torch.float64)  # 1e6 in J^T J
+    turn, axes = (torch.linalg.qr(normals(m, m))[0] for m in (30, 20))
+    weight = axes * scale @ turn[:20]
+    z, found = normals(5, 20), []
+    for dtype in (torch.float32, torch.float64):
+        w = weight.to(dtype).requires_grad_()
+        operator = stochastic.NormalOperator(lambda y, w=w: y @ w, z.to(dtype))
+        signs = stochastic.random_signs(z, 20, k, torch.Generator().manual_seed(0)).to(dtype)
+        value = stochastic.surrogate(operator, signs, stochastic.solve(operator, signs))
+        found += gradients(value, [w])
+    error = (found[0] - found[1]).norm() / found[1].norm()
+    assert float(error) < 1e-2
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_what_conjugate_gradients_miss_is_said(dtype):
-    # singular values over more decades than this precision solves
-    scale = torch.logspace(0, 5 if dtype == torch.float32 else 9, 12, dtype=dtype)
+    # singular values over more decades than this precision has digits for
+    scale = torch.logspace(0, 7 if dtype == torch.float32 else 12, 12, dtype=dtype)
     turn = torch.linalg.qr(normals(20, 20))[0][:12].to(dtype)
     weight = turn.clone().requires_grad_()
     z = normals(3, 12, dtype=dtype)

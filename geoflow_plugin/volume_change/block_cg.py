@@ -3,15 +3,19 @@
 All right-hand sides of a matrix share one Krylov space (block CG, O'Leary 1980), so that
 four of them take about a quarter of the steps of one. The form is Dubrulle's (Retooling
 the method of block conjugate gradients, 2001), which orthonormalises residuals and so
-survives their becoming dependent. The steps build the block tridiagonal matrix of the
-Lanczos process besides, whose functions are quadratures (Golub and Meurant 2010).
+survives their becoming dependent. Residuals are made orthogonal to all before them, or to
+the first ``_KEPT`` columns: by the recurrence alone they would not stay so in single
+precision, and the steps not end. They build the block tridiagonal matrix of the Lanczos
+process besides, whose functions are quadratures (Golub and Meurant 2010).
 """
 
 from typing import NamedTuple
 
 import torch
 
-__all__ = ["BlockSolution", "block_conjugate_gradient", "log_quadrature"]
+__all__ = ["BlockSolution", "block_conjugate_gradient", "correction", "log_quadrature"]
+
+_KEPT = 64  # columns; beyond, memory would grow with the square of the dimension
 
 
 class BlockSolution(NamedTuple):
@@ -22,14 +26,17 @@ class BlockSolution(NamedTuple):
     solution : torch.Tensor, shape=(n, dim, k)
     residual : torch.Tensor, shape=(n, k)
         Norm of the residual over that of the right-hand side, by recurrence.
+    basis : torch.Tensor, shape=(n, dim, m)
+        Orthonormal residuals, the first ``_KEPT`` and a block at the most.
     start : torch.Tensor, shape=(n, s, k)
-        Right-hand sides in the first block of the Lanczos basis, s = min(dim, k).
+        Right-hand sides in the first block of the basis, s = min(dim, k).
     diagonal, lower : list of torch.Tensor, shape=(n, s, s)
         Blocks of the Lanczos matrix, one more of the former than of the latter.
     """
 
     solution: torch.Tensor
     residual: torch.Tensor
+    basis: torch.Tensor
     start: torch.Tensor
     diagonal: list
     lower: list
@@ -56,7 +63,7 @@ def block_conjugate_gradient(product, right, tolerance, max_steps):
     """
     norm = torch.linalg.vector_norm(right, dim=-2)
     residual_basis, weight = torch.linalg.qr(right)
-    start, direction = weight, residual_basis
+    start, direction, basis = weight, residual_basis, residual_basis
     solution = torch.zeros_like(right)
     residual = torch.ones_like(norm)
     diagonal: list[torch.Tensor] = []
@@ -74,28 +81,49 @@ def block_conjugate_gradient(product, right, tolerance, max_steps):
         active = ~(residual <= tolerance).all(-1)[:, None]
         change = direction @ (inverse @ weight)
         solution = torch.where(active[..., None], solution + change, solution)
-        residual_basis, coupling = torch.linalg.qr(residual_basis - image @ inverse)
+        residual_basis = residual_basis - image @ inverse
+        for _ in range(2):  # twice is enough (Kahan, Parlett)
+            residual_basis = residual_basis - basis @ (basis.mT @ residual_basis)
+        residual_basis, coupling = torch.linalg.qr(residual_basis)
         weight = coupling @ weight
         norms = torch.linalg.vector_norm(weight, dim=-2) / norm
         residual = torch.where(active, norms, residual)
         if bool((residual <= tolerance).all()):
             break
+        if basis.shape[-1] < _KEPT:
+            basis = torch.cat([basis, residual_basis], dim=-1)
         direction = residual_basis + direction @ coupling.mT
-    return BlockSolution(solution, residual, start, diagonal, lower)
+    return BlockSolution(solution, residual, basis, start, diagonal, lower)
+
+
+def correction(solved, residual):
+    """What to add to a solution whose true residuals (n, dim, k) are these.
+
+    Its first step of refinement: the Lanczos matrix, solved instead of G. No product is
+    needed. None where not all of the basis was kept.
+    """
+    matrix = _lanczos_matrix(solved)
+    if matrix.shape[-1] != solved.basis.shape[-1]:
+        return None
+    root, _ = torch.linalg.cholesky_ex(matrix)
+    return solved.basis @ torch.cholesky_solve(solved.basis.mT @ residual, root)
 
 
 def log_quadrature(solved):
     """Quadrature of b^T log(G) b for every right-hand side, shape (n, k)."""
-    size = solved.start.shape[1]
-    count = len(solved.diagonal)
-    n = len(solved.start)
+    value, vector = torch.linalg.eigh(_lanczos_matrix(solved))
+    tiny = torch.finfo(value.dtype).tiny
+    share = (solved.start.mT @ vector[:, : solved.start.shape[1]]).square()
+    return (share @ value.clamp_min(tiny).log().unsqueeze(-1)).squeeze(-1)
+
+
+def _lanczos_matrix(solved):
+    """G in the Lanczos basis, shape (n, m, m)."""
+    size, count, n = solved.start.shape[1], len(solved.diagonal), len(solved.start)
     matrix = solved.start.new_zeros(n, count, size, count, size)
     for j, block in enumerate(solved.diagonal):
         matrix[:, j, :, j] = block
     for j, block in enumerate(solved.lower):
         matrix[:, j + 1, :, j] = block
         matrix[:, j, :, j + 1] = block.mT
-    value, vector = torch.linalg.eigh(matrix.reshape(n, count * size, count * size))
-    tiny = torch.finfo(value.dtype).tiny
-    share = (solved.start.mT @ vector[:, :size]).square()
-    return (share @ value.clamp_min(tiny).log().unsqueeze(-1)).squeeze(-1)
+    return matrix.reshape(n, count * size, count * size)

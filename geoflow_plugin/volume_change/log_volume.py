@@ -68,7 +68,7 @@ def log_volume_change(
         return value_and_log_volume_change(mapping, points, space)[1]
     operator, signs = _operator(mapping, points, space, method, n_probes, generator)
     solved = stochastic.solve(operator, signs)
-    estimate, _ = stochastic.estimate(signs, solved)
+    estimate, _ = stochastic.estimate(operator, signs, solved)
     if torch.is_grad_enabled():
         estimate = estimate + stochastic.surrogate(operator, signs, solved)
     return estimate - _log_volume_element(points, space)
@@ -104,7 +104,7 @@ def log_volume_change_and_error(mapping, points, space=None, *, n_probes=10, gen
     _check(mapping, points, space)
     points = points.detach()
     operator, signs = _operator(mapping, points, space, "hutchinson", n_probes, generator)
-    estimate, error = stochastic.estimate(signs, stochastic.solve(operator, signs))
+    estimate, error = stochastic.estimate(operator, signs, stochastic.solve(operator, signs))
     return estimate - _log_volume_element(points, space), error
 
 

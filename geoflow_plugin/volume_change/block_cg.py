@@ -63,7 +63,11 @@ def block_conjugate_gradient(product, right, tolerance, max_steps):
     """
     norm = torch.linalg.vector_norm(right, dim=-2)
     residual_basis, weight = torch.linalg.qr(right)
-    start, direction, basis = weight, residual_basis, residual_basis
+    start, direction = weight, residual_basis
+    size = start.shape[1]
+    most = size * -(-min(_KEPT, right.shape[1]) // size)
+    basis = right.new_zeros(*right.shape[:2], most)
+    basis[..., :size] = residual_basis
     solution = torch.zeros_like(right)
     residual = torch.ones_like(norm)
     diagonal: list[torch.Tensor] = []
@@ -82,18 +86,19 @@ def block_conjugate_gradient(product, right, tolerance, max_steps):
         change = direction @ (inverse @ weight)
         solution = torch.where(active[..., None], solution + change, solution)
         residual_basis = residual_basis - image @ inverse
+        known = basis[..., : size * (step + 1)]
         for _ in range(2):  # twice is enough (Kahan, Parlett)
-            residual_basis = residual_basis - basis @ (basis.mT @ residual_basis)
+            residual_basis = residual_basis - known @ (known.mT @ residual_basis)
         residual_basis, coupling = torch.linalg.qr(residual_basis)
         weight = coupling @ weight
         norms = torch.linalg.vector_norm(weight, dim=-2) / norm
         residual = torch.where(active, norms, residual)
         if bool((residual <= tolerance).all()):
             break
-        if basis.shape[-1] < _KEPT:
-            basis = torch.cat([basis, residual_basis], dim=-1)
+        if known.shape[-1] < most:
+            basis[..., size * (step + 1) : size * (step + 2)] = residual_basis
         direction = residual_basis + direction @ coupling.mT
-    return BlockSolution(solution, residual, basis, start, diagonal, lower)
+    return BlockSolution(solution, residual, known, start, diagonal, lower)
 
 
 def correction(solved, residual):

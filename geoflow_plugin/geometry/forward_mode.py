@@ -19,3 +19,12 @@ def jvp(function, primals, tangents, **options):
         return torch.func.jvp(function, primals, tangents, **options)  # type: ignore[misc]
     with _LOCK:
         return torch.func.jvp(function, primals, tangents, **options)  # type: ignore[misc]
+
+
+def scaled(x, number):
+    """X times a Python number.
+
+    ``x * number`` makes the number a tensor without a tangent, over which nested forward mode
+    spends a hundred times as long (torch 2.13: 2.5 ms).
+    """
+    return torch.ops.aten.mul.Scalar(x, number)

@@ -8,7 +8,7 @@ import torch
 from torch.func import vmap
 
 from geoflow_plugin.geometry.dispatch import open_function, required_function, unsupported
-from geoflow_plugin.geometry.forward_mode import jvp
+from geoflow_plugin.geometry.forward_mode import jvp, scaled
 
 # Another space in disguise ------------------------------------------------------------
 
@@ -273,6 +273,8 @@ def log_volume_element(space, point):
 def sharp(space, covector, base_point):
     """Riemannian gradient from the flat tangential gradient."""
     scale = constant_scale(space)
+    if isinstance(scale, float):
+        return covector if scale == 1 else scaled(covector, 1 / scale)
     if scale is not None:
         return covector / scale
     axis = base_point.ndim - len(space.shape)

@@ -11,6 +11,7 @@ from geomstats.geometry.hypersphere import Hypersphere
 from geomstats.geometry.klein_bottle import KleinBottle, KleinBottleMetric
 
 from geoflow_plugin import geometry
+from geoflow_plugin.geometry.forward_mode import scaled
 
 geometry.frobenius_scale.register(KleinBottleMetric)(lambda metric: 1.0)
 
@@ -197,18 +198,18 @@ class EmbeddedKleinBottle:
 
 def embed(point):
     """Points (..., 2) of the Klein bottle to R^7, (..., 7), isometrically."""
-    a, b = math.pi * point[..., 0], 2 * math.pi * point[..., 1]
-    half, wide = 0.5, math.sqrt(0.75)
+    a, b = scaled(point[..., 0], math.pi), scaled(point[..., 1], 2 * math.pi)
+    half, wide, twice = 0.5, math.sqrt(0.75), a + a
     entries = [
         a.cos() * b.sin(),
         a.sin() * b.sin(),
-        half * (2 * a).cos() * b.cos(),
-        half * (2 * a).sin() * b.cos(),
-        wide * b.cos(),
-        wide * (2 * a).cos(),
-        wide * (2 * a).sin(),
+        scaled(twice.cos() * b.cos(), half),
+        scaled(twice.sin() * b.cos(), half),
+        scaled(b.cos(), wide),
+        scaled(twice.cos(), wide),
+        scaled(twice.sin(), wide),
     ]
-    return torch.stack(entries, dim=-1) / (2 * math.pi)
+    return scaled(torch.stack(entries, dim=-1), 1 / (2 * math.pi))
 
 
 def unembed(image):

@@ -11,6 +11,7 @@ import math
 
 import torch
 
+from geoflow_plugin.geometry.forward_mode import scaled
 from geoflow_plugin.spaces import linear
 
 _ORDER = 4  # of the derivatives that exist
@@ -18,7 +19,7 @@ _ORDER = 4  # of the derivatives that exist
 
 def symmetrize(matrix):
     """Symmetric part."""
-    return (matrix + matrix.mT) / 2
+    return scaled(matrix + matrix.mT, 1 / 2)
 
 
 def trace(matrix):

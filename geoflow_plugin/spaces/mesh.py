@@ -279,6 +279,6 @@ def _(space):
 
 
 def _fluxes(field, nodes, conormal):
-    """Flux (...,) along conormals (..., 3) of a field given at nodes (..., 2, 3)."""
-    value = field(nodes.reshape(-1, 3)).reshape(nodes.shape).mean(-2)
-    return (value * conormal).sum(-1)
+    """Flux (...,) of a field along conormals (..., 2, 3) that are given at nodes."""
+    value = field(nodes.reshape(-1, 3)).reshape(nodes.shape)
+    return (value * conormal).sum(-1).mean(-1)

@@ -20,7 +20,7 @@ class Tables(NamedTuple):
     edge: torch.Tensor  # (faces, 3), the edge opposite to each corner
     sign: torch.Tensor  # (faces, 3), +1 or -1: the edge's conormal points out, or in
     nodes: torch.Tensor  # (edges, 2, 3), those of Gauss
-    conormal: torch.Tensor  # (edges, 3), mean of its faces', as long as the edge
+    conormal: torch.Tensor  # (edges, 2, 3), mean of its faces', tangent at each node
 
 
 def as_arrays(vertices, faces):
@@ -112,6 +112,11 @@ def make_tables(vertices, faces):
     share = 0.5 + 12**-0.5 * vertices.new_tensor([-1.0, 1.0])[:, None]
     start, stop = vertices[ends].unsqueeze(2).unbind(1)
     nodes = start + share * (stop - start)
+    # normals that turn steadily: a field's normal part must not leak by the tilt of edges
+    first, last = _vertex_normals(vertices, faces)[ends].unsqueeze(2).unbind(1)
+    smooth = torch.nn.functional.normalize(first + share * (last - first), dim=-1)
+    conormal = conormal.unsqueeze(1)
+    conormal = conormal - (conormal * smooth).sum(-1, keepdim=True) * smooth
     return Tables(
         corners,
         0.5 * length.squeeze(-1),
@@ -122,6 +127,20 @@ def make_tables(vertices, faces):
         nodes,
         conormal,
     )
+
+
+def _vertex_normals(vertices, faces):
+    """Unit normals at vertices by the weights of Max (1999), exact where all lie on a sphere.
+
+    The sum over the faces round a vertex of a x b / (|a|^2 |b|^2), a and b being its sides.
+    """
+    corners = vertices[faces]
+    ahead, back = corners.roll(-1, 1) - corners, corners.roll(1, 1) - corners
+    size = ahead.square().sum(-1, keepdim=True) * back.square().sum(-1, keepdim=True)
+    normal = torch.zeros_like(vertices).index_add_(
+        0, faces.reshape(-1), (torch.linalg.cross(ahead, back) / size).reshape(-1, 3)
+    )
+    return torch.nn.functional.normalize(normal, dim=-1)
 
 
 def closest_point(point, corners):

@@ -14,6 +14,7 @@ from geomstats.geometry.matrices import MatricesMetric
 from geomstats.geometry.special_orthogonal import SpecialOrthogonal
 
 from geoflow_plugin import geometry
+from geoflow_plugin.geometry.forward_mode import scaled
 
 Matrices = type(SpecialOrthogonal(2, equip=False))
 _WRAPS = 2  # full turns of each eigen-angle kept by the wrapped normal
@@ -30,7 +31,7 @@ def _(metric):
 
 
 def _skew(matrix):
-    return (matrix - matrix.mT) / 2
+    return scaled(matrix - matrix.mT, 1 / 2)
 
 
 @geometry.projection.register(Matrices)

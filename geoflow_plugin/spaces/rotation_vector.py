@@ -15,6 +15,7 @@ from geomstats.geometry.special_orthogonal import SpecialOrthogonal
 
 from geoflow_plugin import geometry
 from geoflow_plugin.geometry.dispatch import UnsupportedError
+from geoflow_plugin.geometry.forward_mode import scaled
 from geoflow_plugin.spaces.linear import register_open_set
 from geoflow_plugin.spaces.orthogonal import _quaternion
 
@@ -67,9 +68,11 @@ def matrix_from_vector(vector):
     zero = torch.zeros_like(x)
     rows = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1)
     skew = rows.unflatten(-1, (3, 3))
-    sine, cosine = (f[..., None, None] for f in _half_angle(vector.square().sum(-1) / 4))
+    sine, cosine = (
+        f[..., None, None] for f in _half_angle(scaled(vector.square().sum(-1), 1 / 4))
+    )
     eye = torch.eye(3, dtype=vector.dtype, device=vector.device)
-    return eye + cosine * sine * skew + sine.square() / 2 * skew @ skew
+    return eye + cosine * sine * skew + scaled(sine.square(), 1 / 2) * skew @ skew
 
 
 def _half_angle(square):
@@ -78,8 +81,8 @@ def _half_angle(square):
     angle = torch.where(small, 1.0, square).sqrt()
     sine = cosine = torch.ones_like(square)
     for k in range(16, 0, -2):
-        sine = 1 - square / (k * (k + 1)) * sine
-        cosine = 1 - square / (k * (k - 1)) * cosine
+        sine = 1 - scaled(square * sine, 1 / (k * (k + 1)))
+        cosine = 1 - scaled(square * cosine, 1 / (k * (k - 1)))
     sine = torch.where(small, sine, angle.sin() / angle)
     return sine, torch.where(small, cosine, angle.cos())
 

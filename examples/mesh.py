@@ -88,6 +88,7 @@ def main(args):
     mesh.equip_with_distribution("moser", field=field)
     flow = mesh.distribution
     flow.fit(train, max_steps=args.steps, learning_rate=3e-3, seed=args.seed, progress=False)
+    kde = gf.KernelDensity(mesh).fit(train[: len(test)], seed=args.seed)
 
     with torch.no_grad():
         log_prob = flow.log_prob(mesh.centroids.float()).double()
@@ -96,18 +97,20 @@ def main(args):
         )
         print(f"uniform       {gf.geometry.log_volume(mesh):8.4f}")
         print(f"MoserFlow     {-flow.log_prob(test).mean().item():8.4f}")
+        print(f"KernelDensity {-kde.log_prob(test).mean().item():8.4f} of {len(test)} points")
         print(f"entropy       {truth.entropy():8.4f} of the truth")
     normalizer, error = flow.normalizer()
     integral = (log_prob.exp() * mesh.areas).sum()
     print(f"integral      {integral:8.4f} over the faces, ± {error / normalizer:.4f} stated")
     print(f"negative mass {flow.negative_mass():8.4f}")
 
-    figure = plt.figure(figsize=(13, 4.2), layout="constrained")
-    titles = {"Truth": truth, "MoserFlow": flow, "Test points": gf.Uniform(mesh)}
+    figure = plt.figure(figsize=(17, 4.2), layout="constrained")
+    titles = {"Truth": truth, "MoserFlow": flow, "KernelDensity": kde}
+    titles["Test points"] = gf.Uniform(mesh)
     for i, (title, distribution) in enumerate(titles.items()):
-        ax = figure.add_subplot(1, 3, i + 1, projection="3d", title=title)
+        ax = figure.add_subplot(1, 4, i + 1, projection="3d", title=title)
         ax.view_init(elev=15, azim=-120, vertical_axis="y")
-        plot_density(distribution, test[:500] if i == 2 else None, ax=ax)
+        plot_density(distribution, test[:500] if i == 3 else None, ax=ax)
     figure.axes[-1].remove()  # the scale of a uniform law
     figure.savefig(args.output, dpi=150)
     plt.close(figure)

@@ -2,9 +2,9 @@
 
 Tangent planes jump across an edge, so that what a projected ambient field lets out of one
 face is not what the next one takes in, and Stokes' theorem fails. A field is therefore
-interpolated: the flux through an edge is the mean of what its two faces see, and in a face
-with corners p_i, area A and outward fluxes F_i through the edges opposite to them, the
-field of Raviart and Thomas
+interpolated: the flux through an edge is that along the mean of its faces' conormals, made
+tangent by a normal that turns steadily, and in a face with corners p_i, area A and outward
+fluxes F_i through the edges opposite to them, the field of Raviart and Thomas
 
     w(x) = sum_i F_i (x - p_i) / (2 A),    div w = sum_i F_i / A
 

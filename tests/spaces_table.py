@@ -31,7 +31,6 @@ standard errors. The volume is that of `space.metric`; ∞ for a space that is n
 exp / log: ✓ there, ✗ not (iterative are the log of Stiefel manifolds, and both under the
 Fisher metrics of beta, gamma and Dirichlet laws: NaN where they do not converge). Chart:
 R^d ⇄ space with exact volume change (`layers.Chart`).
-
 """
 
 NOTES = """## Notes
@@ -159,7 +158,7 @@ def main():
     torch.set_num_threads(1)
     devices = "with a GPU" if torch.cuda.is_available() else "no GPU: cuda cells are –"
     where = f"torch {torch.__version__}, Python {platform.python_version()}, {devices}"
-    lines = [HEADER.format(where=where)]
+    lines = [HEADER.format(where=where).rstrip(), ""]
     lines += ["| " + " | ".join(COLUMNS) + " |", "|" + " --- |" * len(COLUMNS)]
     for name in CATALOGUE:
         cells = row(name)

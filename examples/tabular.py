@@ -24,6 +24,7 @@ import time
 
 import numpy as np
 import torch
+from geomstats.geometry.euclidean import Euclidean
 from scipy.linalg import sqrtm
 
 import geoflow_plugin as gf
@@ -54,7 +55,7 @@ def plane(ambient_dim, dim, train):
     embedding = gf.layers.LinearEmbedding(dim, ambient_dim, dtype=train.dtype)
     _, vectors = torch.linalg.eigh(train.T.double() @ train.double())
     embedding.weight.data.copy_(vectors[:, -dim:])
-    space = gf.spaces.linear.euclidean(dim)
+    space = Euclidean(dim)
     base = gf.LowRankNormal(space, dim - 1, dtype=train.dtype)
     base.fit((train @ embedding.weight).detach())
     return gf.InjectiveFlow(ambient_dim, space, base, high_layers=[], embedding=embedding)

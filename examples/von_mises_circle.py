@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import normflows as nf
 import numpy as np
 import torch
+from geomstats.geometry.euclidean import Euclidean
 from geomstats.geometry.hypersphere import Hypersphere
 from scipy.stats import vonmises
 
@@ -63,7 +64,7 @@ def circle_alone():
 
 def line():
     """As in the paper, a normal law on a line, with a mean and a scale to learn."""
-    base = gf.WrappedNormal(gf.spaces.linear.euclidean(1))
+    base = gf.WrappedNormal(Euclidean(1))
     low_layers = [nf.flows.AffineConstFlow((1,))]
     return gf.InjectiveFlow(
         2,

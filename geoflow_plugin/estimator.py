@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from geoflow_plugin import equip, geometry
 from geoflow_plugin.distributions.base import Distribution, seeded_sample
 from geoflow_plugin.distributions.checks import as_device
-from geoflow_plugin.spaces.linear import euclidean
+from geoflow_plugin.spaces.euclidean import euclidean
 from geoflow_plugin.training import own_stream
 
 __all__ = ["FlowDensity"]

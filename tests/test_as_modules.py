@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from conftest import rng_untouched
+from geomstats.geometry.euclidean import Euclidean
 from geomstats.geometry.hypersphere import Hypersphere
 
 import geoflow_plugin as gf
@@ -40,7 +41,7 @@ MAKE = {
     "injective": injective,
     "mixture": lambda: gf.Mixture(SPHERE, [gf.Uniform(SPHERE), gf.WrappedNormal(SPHERE)]),
     "wrapped normal": lambda: gf.WrappedNormal(SPHERE, scale=0.4),
-    "low rank normal": lambda: gf.LowRankNormal(gf.spaces.linear.euclidean(4), 2),
+    "low rank normal": lambda: gf.LowRankNormal(Euclidean(4), 2),
 }
 
 

@@ -18,8 +18,8 @@ from geoflow_plugin.distributions.manifold_training import (
 from geoflow_plugin.geometry.checks import check_counts
 from geoflow_plugin.layers.chain import Chain, smooth_couplings, takes_context
 from geoflow_plugin.layers.embedding import Embedding
+from geoflow_plugin.spaces.euclidean import euclidean
 from geoflow_plugin.spaces.learned import LearnedManifold
-from geoflow_plugin.spaces.linear import euclidean
 from geoflow_plugin.training import Data
 from geoflow_plugin.volume_change import value_and_log_volume_change
 

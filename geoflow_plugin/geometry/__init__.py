@@ -23,6 +23,7 @@ from geoflow_plugin.geometry.checks import (
     belongs,
     check_points,
 )
+from geoflow_plugin.geometry.dispatch import bare_metric
 from geoflow_plugin.geometry.measures import (
     chart,
     chart_inverse,
@@ -78,6 +79,7 @@ from geoflow_plugin.geometry.tangent import (
 
 __all__ = [
     "Model",
+    "bare_metric",
     "belongs",
     "chart",
     "chart_inverse",

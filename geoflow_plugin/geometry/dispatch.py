@@ -4,7 +4,13 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["UnsupportedError", "open_function", "required_function", "unsupported"]
+__all__ = [
+    "UnsupportedError",
+    "bare_metric",
+    "open_function",
+    "required_function",
+    "unsupported",
+]
 
 
 class UnsupportedError(TypeError):
@@ -64,10 +70,16 @@ def open_function(function):
     return dispatch
 
 
-def _metric_classes(space):
+def bare_metric(space):
+    """The metric of a space under every ``ScalarProductMetric``, or None."""
     metric: Any = getattr(space, "metric", None)
     while hasattr(metric, "underlying_metric"):
         metric = metric.underlying_metric
+    return metric
+
+
+def _metric_classes(space):
+    metric = bare_metric(space)
     return () if metric is None else type(metric).__mro__
 
 

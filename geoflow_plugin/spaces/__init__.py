@@ -3,6 +3,7 @@
 from geoflow_plugin.spaces import (
     complex,
     correlation,
+    euclidean,
     full_rank,
     geodesics,
     grassmannian,
@@ -49,6 +50,7 @@ __all__ = [
     "RealView",
     "complex",
     "correlation",
+    "euclidean",
     "full_rank",
     "geodesics",
     "grassmannian",

@@ -19,6 +19,7 @@ from geomstats.geometry.full_rank_correlation_matrices import (
 
 from geoflow_plugin import geometry
 from geoflow_plugin.spaces import linear
+from geoflow_plugin.spaces.euclidean import euclidean
 from geoflow_plugin.spaces.matrix_functions import (
     matrix_exp,
     matrix_log,
@@ -27,7 +28,7 @@ from geoflow_plugin.spaces.matrix_functions import (
     positivity_residual,
     symmetrize,
 )
-from geoflow_plugin.spaces.spd import affine_exp, bare_metric
+from geoflow_plugin.spaces.spd import affine_exp
 
 _ORDERS = 4  # of derivatives that an implicit solution has
 
@@ -121,7 +122,7 @@ def _exp_strictly_lower(matrix):
 @geometry.model.register(FullRankCorrelationMatrices)
 def _(space):
     return geometry.Model(
-        linear.euclidean(space.dim),
+        euclidean(space.dim),
         lambda x: _lower_coordinates(space, _log_unit_lower(_unit_cholesky(x))),
         lambda z: _from_factor(_exp_strictly_lower(_lower_combination(space, z))),
         isometric=False,
@@ -141,13 +142,15 @@ def _lower_combination(space, coordinates):
 
 @geometry.model.register(FullRankCorrelationMatrices, EuclideanCholeskyMetric)
 def _(space):
-    return geometry.Model(bare_metric(space).image_space, _unit_cholesky, _from_factor)
+    return geometry.Model(
+        geometry.bare_metric(space).image_space, _unit_cholesky, _from_factor
+    )
 
 
 @geometry.model.register(FullRankCorrelationMatrices, LogEuclideanCholeskyMetric)
 def _(space):
     return geometry.Model(
-        bare_metric(space).image_space,
+        geometry.bare_metric(space).image_space,
         lambda x: _log_unit_lower(_unit_cholesky(x)),
         lambda y: _from_factor(_exp_strictly_lower(y)),
     )
@@ -176,7 +179,7 @@ def _(space):
             rows.append(torch.nn.functional.pad(row.flip(-1), (0, n - 1 - i)))
         return _from_factor(torch.stack(rows, dim=-2))
 
-    return geometry.Model(bare_metric(space).image_space, to_model, from_model)
+    return geometry.Model(geometry.bare_metric(space).image_space, to_model, from_model)
 
 
 # Off-log metric: the logarithm without its diagonal -----------------------------------
@@ -226,7 +229,7 @@ def _newton(jacobian, log_excess):
 @geometry.model.register(FullRankCorrelationMatrices, OffLogMetric)
 def _(space):
     return geometry.Model(
-        bare_metric(space).image_space,
+        geometry.bare_metric(space).image_space,
         lambda x: _hollow(matrix_log(x)),
         lambda y: _hollow(matrix_exp(_unit_diagonal_log(y))) + _eye(y),
     )
@@ -268,7 +271,9 @@ def _(space):
         return matrix_log(scaling.unsqueeze(-1) * x * scaling.unsqueeze(-2))
 
     return geometry.Model(
-        bare_metric(space).image_space, to_model, lambda y: _correlation(matrix_exp(y))
+        geometry.bare_metric(space).image_space,
+        to_model,
+        lambda y: _correlation(matrix_exp(y)),
     )
 
 

@@ -15,14 +15,12 @@ from geomstats.geometry.matrices import MatricesMetric
 from geomstats.geometry.product_manifold import ProductManifold
 
 from geoflow_plugin import geometry
+from geoflow_plugin.spaces.euclidean import add, euclidean, subtract
 from geoflow_plugin.spaces.linear import (
-    add,
     entry_basis,
-    euclidean,
     linear_basis,
     lower_basis,
     register_linear_geometry,
-    subtract,
 )
 from geoflow_plugin.spaces.rotation_vector import rotation_group
 

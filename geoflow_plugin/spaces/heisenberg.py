@@ -17,7 +17,7 @@ from geomstats.geometry.heisenberg import HeisenbergVectors
 
 from geoflow_plugin import geometry
 from geoflow_plugin.geometry.dispatch import unsupported
-from geoflow_plugin.spaces.linear import euclidean, register_open_set
+from geoflow_plugin.spaces.euclidean import euclidean, register_open_set
 from geoflow_plugin.spaces.rotation_vector import InvariantVectorMetric
 
 register_open_set(HeisenbergVectors)
@@ -25,12 +25,8 @@ register_open_set(HeisenbergVectors)
 _invariant = (HeisenbergVectors, InvariantVectorMetric)
 
 
-def _metric(space):
-    return getattr(space.metric, "underlying_metric", space.metric)
-
-
 def _sign(space):
-    return 1 if _metric(space).left else -1
+    return 1 if geometry.bare_metric(space).left else -1
 
 
 def _area(a, b):
@@ -47,7 +43,7 @@ def _translated(space, vector, point, sign):
 
 @geometry.inner_product.register(*_invariant)
 def _(space, tangent_vec_a, tangent_vec_b, base_point):
-    matrix = torch.as_tensor(_metric(space).metric_mat_at_identity).to(base_point)
+    matrix = torch.as_tensor(geometry.bare_metric(space).metric_mat_at_identity).to(base_point)
     a = _translated(space, tangent_vec_a, base_point, -1)
     b = _translated(space, tangent_vec_b, base_point, -1)
     return geometry.outer_scale(space) * (a @ matrix * b).sum(-1)
@@ -55,7 +51,7 @@ def _(space, tangent_vec_a, tangent_vec_b, base_point):
 
 @geometry.log_volume_element.register(*_invariant)
 def _(space, point):
-    matrix = torch.as_tensor(_metric(space).metric_mat_at_identity).to(point)
+    matrix = torch.as_tensor(geometry.bare_metric(space).metric_mat_at_identity).to(point)
     root = torch.linalg.cholesky(geometry.outer_scale(space) * matrix)
     value = root.diagonal().log().sum()
     return value.expand(point.shape[:-1])
@@ -81,7 +77,7 @@ def _(space, point):
 
 def _circular(space):
     """Refuses metrics under which the shadows of geodesics are no circles."""
-    matrix = torch.as_tensor(_metric(space).metric_mat_at_identity)
+    matrix = torch.as_tensor(geometry.bare_metric(space).metric_mat_at_identity)
     if not torch.equal(matrix, torch.eye(3).to(matrix)):
         raise unsupported(space, "exp")
 

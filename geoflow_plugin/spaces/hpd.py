@@ -31,6 +31,7 @@ from geoflow_plugin.spaces.complex import (
     hermitian_exp,
     hermitian_log,
 )
+from geoflow_plugin.spaces.euclidean import add, euclidean, subtract
 from geoflow_plugin.spaces.matrix_functions import (
     half_differences,
     log_determinant,
@@ -42,7 +43,7 @@ from geoflow_plugin.spaces.matrix_functions import (
     symmetrize,
 )
 from geoflow_plugin.spaces.real_view import RealView, narrow, register_open_view, widen
-from geoflow_plugin.spaces.spd import _congruent, _whitened, bare_metric
+from geoflow_plugin.spaces.spd import _congruent, _whitened
 
 
 class RealHPDMatrices(RealView, of=HPDMatrices):
@@ -107,12 +108,12 @@ def register_normal(where, separation, smooth_separation):
     def _(space, point):
         origin = geometry.origin(space).to(point).expand(point.shape)
         tangent_vec = geometry.log(space, point, origin)
-        coordinates = linear._coordinates(space, tangent_vec)
+        coordinates = linear.coordinates(space, tangent_vec)
         return coordinates, -log_volume(space, point, origin)
 
     @geometry.chart_inverse.register(*where)
     def _(space, coordinates):
-        tangent_vec = linear._combination(space, coordinates)
+        tangent_vec = linear.combination(space, coordinates)
         origin = geometry.origin(space).to(tangent_vec).expand(tangent_vec.shape)
         point = geometry.exp(space, tangent_vec, origin)
         return point, log_volume(space, point, origin)
@@ -131,9 +132,9 @@ def _log_change(tangent_vec):
 @geometry.model.register(RealHPDMatrices)
 def _(space):
     return geometry.Model(
-        linear.euclidean(space.dim),
-        lambda x: linear._coordinates(space, hermitian_log(x)),
-        lambda z: hermitian_exp(linear._combination(space, z)),
+        euclidean(space.dim),
+        lambda x: linear.coordinates(space, hermitian_log(x)),
+        lambda z: hermitian_exp(linear.combination(space, z)),
         isometric=False,
     )
 
@@ -195,7 +196,7 @@ def _(space, base_point, generator=None):
     shape = (*base_point.shape[:-3], space.dim)
     normal = geometry.random_normal(shape, base_point, generator)
     root = torch.linalg.cholesky(widen(base_point))
-    normal = _congruent(widen(linear._combination(space, normal)), root)
+    normal = _congruent(widen(linear.combination(space, normal)), root)
     return narrow(normal) / math.sqrt(geometry.outer_scale(space))
 
 
@@ -207,8 +208,8 @@ def _separation(space, point, center):
     # congruence by the inverse root as a matrix on Hermitian coordinates: pairs are many
     inverse = torch.linalg.inv(torch.linalg.cholesky(widen(center))).unsqueeze(-3)
     basis = widen(linear.linear_basis(space, center))
-    congruence = linear._coordinates(space, narrow(inverse @ basis @ inverse.mT))
-    difference = linear._coordinates(space, point - center)
+    congruence = linear.coordinates(space, narrow(inverse @ basis @ inverse.mT))
+    difference = linear.coordinates(space, point - center)
     seen = torch.einsum("...i,...ij->...j", difference, congruence)
     least = torch.finfo(seen.dtype).eps - 1
     if space.shape[0] == 2:
@@ -219,7 +220,7 @@ def _separation(space, point, center):
         quotient = squared_arsinh_quotient(squared_sine)
         squared = excess.log1p().square() / 2 + 2 * squared_sine * quotient
         return geometry.outer_scale(space) * squared, -quotient.log()
-    matrix = RealView.to_complex(linear._combination(space, seen))
+    matrix = RealView.to_complex(linear.combination(space, seen))
     values = torch.linalg.eigvalsh(matrix).clamp_min(least).log1p()
     change = 2 * log_sinh_quotient(half_differences(values)).sum(-1)
     return geometry.outer_scale(space) * values.square().sum(-1), change
@@ -247,7 +248,7 @@ register_normal(_affine, _separation, _smooth_separation)
 
 @geometry.model.register(RealHPDMatrices, HPDLogEuclideanMetric)
 def _(space):
-    image_space = RealView(bare_metric(space).image_space)
+    image_space = RealView(geometry.bare_metric(space).image_space)
     return geometry.Model(image_space, hermitian_log, hermitian_exp)
 
 
@@ -262,8 +263,8 @@ def _(space, point):
 
 # Incomplete metrics -----------------------------------------------------------------------
 
-geometry.exp.register(RealHPDMatrices, HPDEuclideanMetric)(linear.add)
-geometry.log.register(RealHPDMatrices, HPDEuclideanMetric)(linear.subtract)
+geometry.exp.register(RealHPDMatrices, HPDEuclideanMetric)(add)
+geometry.log.register(RealHPDMatrices, HPDEuclideanMetric)(subtract)
 
 _bures = (RealHPDMatrices, HPDBuresWassersteinMetric)
 

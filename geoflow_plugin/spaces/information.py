@@ -29,8 +29,8 @@ from geomstats.information_geometry.normal import (
 from geomstats.information_geometry.poisson import PoissonDistributions, PoissonMetric
 
 from geoflow_plugin import geometry
+from geoflow_plugin.spaces.euclidean import euclidean
 from geoflow_plugin.spaces.geodesics import register_geodesics
-from geoflow_plugin.spaces.linear import euclidean
 
 # Open sets of parameters ----------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from geomstats.geometry.pullback_metric import PullbackMetric
 from geoflow_plugin import geometry
 from geoflow_plugin.geometry.dispatch import UnsupportedError, unsupported
 from geoflow_plugin.geometry.tangent import _push, constant_scale
-from geoflow_plugin.spaces.linear import euclidean
+from geoflow_plugin.spaces.euclidean import euclidean
 
 # What every generic space needs, level sets too -----------------------------------------
 

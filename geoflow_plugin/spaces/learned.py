@@ -18,7 +18,7 @@ from torch.func import vmap
 from geoflow_plugin import geometry
 from geoflow_plugin.geometry.dispatch import UnsupportedError, open_function
 from geoflow_plugin.geometry.forward_mode import jvp
-from geoflow_plugin.spaces.linear import euclidean
+from geoflow_plugin.spaces.euclidean import euclidean
 
 __all__ = ["LearnedManifold", "centered_chart"]
 

@@ -1,21 +1,18 @@
-"""Vector spaces: Euclidean space, and linear spaces of matrices under flat metrics.
+"""Linear spaces of matrices under flat metrics.
 
-A linear space of arrays is known by an orthonormal basis; coordinates in it make it
-Euclidean, whatever the constant metric.
+Such a space is known by an orthonormal basis; coordinates in it make it Euclidean,
+whatever the constant metric.
 """
 
 import math
 
 import torch
-from geomstats.geometry.euclidean import CanonicalEuclideanMetric, Euclidean, EuclideanMetric
 from geomstats.geometry.general_linear import SquareMatrices
 from geomstats.geometry.lower_triangular_matrices import (
     LowerTriangularMatrices,
     StrictlyLowerTriangularMatrices,
 )
-from geomstats.geometry.matrices import Matrices, MatricesDiagMetric, MatricesMetric
-from geomstats.geometry.minkowski import MinkowskiMetric
-from geomstats.geometry.scalar_product_metric import ScalarProductMetric
+from geomstats.geometry.matrices import Matrices, MatricesDiagMetric
 from geomstats.geometry.skew_symmetric_matrices import SkewSymmetricMatrices
 from geomstats.geometry.symmetric_matrices import (
     HollowMatricesPermutationInvariantMetric,
@@ -26,151 +23,10 @@ from geomstats.geometry.symmetric_matrices import (
 )
 
 from geoflow_plugin import geometry
-from geoflow_plugin.geometry.dispatch import UnsupportedError, required_function
+from geoflow_plugin.geometry.dispatch import required_function
+from geoflow_plugin.spaces.euclidean import add, euclidean, has_flat_metric, subtract
 
-# Constant metrics ---------------------------------------------------------------------
-
-
-@geometry.frobenius_scale.register(CanonicalEuclideanMetric)
-@geometry.frobenius_scale.register(MatricesMetric)
-def _(metric):
-    return 1.0
-
-
-@geometry.frobenius_scale.register(ScalarProductMetric)
-def _(metric):
-    inner = geometry.frobenius_scale(metric.underlying_metric)
-    return None if inner is None else float(metric.scale) * inner
-
-
-def _bare(space):
-    metric = space.metric
-    return getattr(metric, "underlying_metric", metric)
-
-
-def _like(array, tensor):
-    array = array if isinstance(array, torch.Tensor) else torch.as_tensor(array)
-    return array.to(tensor)
-
-
-# Euclidean space ----------------------------------------------------------------------
-
-
-@geometry.projection.register(Euclidean)
-def _(space, point):
-    return point
-
-
-def register_open_set(cls):
-    """The flat tangent geometry of an open set in R^dim, or of coordinates (dim,)."""
-
-    @geometry.to_tangent.register(cls)
-    def _(space, vector, base_point):
-        return vector
-
-    @geometry.tangent_basis.register(cls)
-    def _(space, base_point):
-        eye = torch.eye(space.dim, dtype=base_point.dtype, device=base_point.device)
-        return eye.expand(*base_point.shape[:-1], space.dim, space.dim)
-
-
-register_open_set(Euclidean)
-
-
-@geometry.origin.register(Euclidean)
-def _(space):
-    return torch.zeros(space.dim, dtype=torch.float64)
-
-
-@geometry.constraint_residual.register(Euclidean)
-def _(space, point):
-    return torch.zeros_like(point[..., 0])
-
-
-@geometry.exp.register(Euclidean)
-@geometry.retraction.register(Euclidean)
-def add(space, tangent_vec, base_point):
-    """Exponential along straight lines."""
-    return base_point + tangent_vec
-
-
-@geometry.log.register(Euclidean)
-def subtract(space, point, base_point):
-    """Logarithm along straight lines."""
-    return point - base_point
-
-
-@geometry.is_compact.register(Euclidean)
-def _(space):
-    return False
-
-
-@geometry.is_euclidean.register(Euclidean)
-@geometry.is_euclidean.register(Matrices)
-@geometry.is_euclidean.register(SquareMatrices)
-def _(space):
-    metric = getattr(space, "metric", None)
-    return metric is None or geometry.frobenius_scale(metric) is not None
-
-
-@geometry.wrapped_normal_log_prob.register(Euclidean)
-def _(space, point, mean, scale):
-    squared = _whiten(space, point - mean).square().sum(-1)
-    normalizer = space.dim * (0.5 * math.log(2 * math.pi) + scale.log())
-    return -0.5 * squared / scale.square() - normalizer
-
-
-@geometry.log_kernel_normalizer.register(Euclidean)
-def _(space, bandwidth):
-    return space.dim * (0.5 * math.log(2 * math.pi) + bandwidth.log())
-
-
-@geometry.random_kernel.register(Euclidean)
-def _(space, center, bandwidth, generator=None):
-    normal = geometry.random_tangent_normal(space, center, generator)
-    return center + bandwidth[:, None] * normal
-
-
-@geometry.chart.register(Euclidean)
-def _(space, point):
-    return point, -geometry.log_volume_element(space, point)
-
-
-@geometry.chart_inverse.register(Euclidean)
-def _(space, coordinates):
-    return coordinates, geometry.log_volume_element(space, coordinates)
-
-
-@geometry.inner_product.register(Euclidean, EuclideanMetric)
-def _(space, tangent_vec_a, tangent_vec_b, base_point):
-    return (_whiten(space, tangent_vec_a) * _whiten(space, tangent_vec_b)).sum(-1)
-
-
-@geometry.squared_chord.register(Euclidean, EuclideanMetric)
-def _(space, point, centers):
-    x, c = _whiten(space, point).unsqueeze(1), _whiten(space, centers)
-    return sum((x[..., k] - c[:, k]).square() for k in range(space.dim))
-
-
-def _whiten(space, vector):
-    """Vectors whose Frobenius product is the metric's."""
-    metric = getattr(space, "metric", None)
-    scale = 1.0 if metric is None else geometry.frobenius_scale(metric)
-    if scale is not None:
-        return math.sqrt(scale) * vector
-    matrix = geometry.outer_scale(space) * _like(_bare(space).metric_matrix_, vector)
-    return vector @ torch.linalg.cholesky(matrix)
-
-
-@geometry.is_compact.register(Euclidean, MinkowskiMetric)
-def _(space):
-    raise UnsupportedError(
-        "space: MinkowskiMetric is indefinite: its volume is no measure of distance, and "
-        "the space has no Riemannian geometry; equip it with a Euclidean metric."
-    )
-
-
-# Linear spaces of matrices ------------------------------------------------------------
+# Bases ----------------------------------------------------------------------------------
 
 
 @required_function
@@ -265,18 +121,23 @@ def _(space, like):
     return lower_basis(space.n, like, diagonal=False)
 
 
-def _coordinates(space, array):
+# Their geometry -------------------------------------------------------------------------
+
+
+def coordinates(space, array):
+    """Coordinates (..., dim) of arrays in the basis of the space."""
     n_axes = len(space.shape)
     return array.flatten(-n_axes) @ linear_basis(space, array).flatten(1).mT
 
 
-def _combination(space, coordinates):
-    flat = coordinates @ linear_basis(space, coordinates).flatten(1)
-    return flat.reshape(*coordinates.shape[:-1], *space.shape)
+def combination(space, weights):
+    """Arrays (..., *space.shape) that have these coordinates (..., dim)."""
+    flat = weights @ linear_basis(space, weights).flatten(1)
+    return flat.reshape(*weights.shape[:-1], *space.shape)
 
 
 def _project(space, array):
-    return _combination(space, _coordinates(space, array))
+    return combination(space, coordinates(space, array))
 
 
 def _tangent_projection(space, vector, base_point):
@@ -289,7 +150,8 @@ def _constant_basis(space, base_point):
     return basis.expand(*batch, *basis.shape)
 
 
-def _linear_residual(space, point):
+def residual(space, point):
+    """Largest entry by which arrays miss the space."""
     return (point - _project(space, point)).abs().flatten(-len(space.shape)).amax(-1)
 
 
@@ -302,10 +164,10 @@ def register_linear_geometry(cls):
     geometry.projection.register(cls)(_project)
     geometry.to_tangent.register(cls)(_tangent_projection)
     geometry.tangent_basis.register(cls)(_constant_basis)
-    geometry.constraint_residual.register(cls)(_linear_residual)
+    geometry.constraint_residual.register(cls)(residual)
 
 
-def _flat_model(space):
+def flat_model(space):
     """Coordinates in which a constant metric is the Euclidean one."""
     target = euclidean(space.dim)
     metric = getattr(space, "metric", None)
@@ -314,8 +176,8 @@ def _flat_model(space):
         scale = math.sqrt(scale / geometry.outer_scale(space))
         return geometry.Model(
             target,
-            lambda x: scale * _coordinates(space, x),
-            lambda z: _combination(space, z / scale),
+            lambda x: scale * coordinates(space, x),
+            lambda z: combination(space, z / scale),
         )
 
     def root(like):
@@ -326,24 +188,14 @@ def _flat_model(space):
         return torch.linalg.cholesky(gram)
 
     def to_model(x):
-        return _coordinates(space, x) @ root(x)
+        return coordinates(space, x) @ root(x)
 
     def from_model(z):
         solve = torch.linalg.solve_triangular
-        coordinates = solve(root(z), z.unsqueeze(-2), upper=False, left=False)
-        return _combination(space, coordinates.squeeze(-2))
+        weights = solve(root(z), z.unsqueeze(-2), upper=False, left=False)
+        return combination(space, weights.squeeze(-2))
 
     return geometry.Model(target, to_model, from_model)
-
-
-_EUCLIDEAN: dict[int, Euclidean] = {}
-
-
-def euclidean(dim):
-    """Euclidean space of a dimension, made once: making it calls geomstats' backend."""
-    if dim not in _EUCLIDEAN:
-        _EUCLIDEAN[dim] = Euclidean(dim)
-    return _EUCLIDEAN[dim]
 
 
 for _cls in (
@@ -357,7 +209,7 @@ for _cls in (
     StrictlyLowerTriangularMatrices,
 ):
     register_linear_geometry(_cls)
-    geometry.model.register(_cls)(_flat_model)
+    geometry.model.register(_cls)(flat_model)
     geometry.exp.register(_cls)(add)
     geometry.log.register(_cls)(subtract)
 
@@ -369,8 +221,9 @@ for _cls in (
 @geometry.inner_product.register(LowerTriangularMatrices, MatricesDiagMetric)
 @geometry.inner_product.register(StrictlyLowerTriangularMatrices, MatricesDiagMetric)
 def _(space, tangent_vec_a, tangent_vec_b, base_point):
-    weight = geometry.outer_scale(space) * _like(_bare(space).metric_coeffs, tangent_vec_a)
-    return (weight * tangent_vec_a * tangent_vec_b).sum((-2, -1))
+    weight = torch.as_tensor(geometry.bare_metric(space).metric_coeffs).to(tangent_vec_a)
+    product = (weight * tangent_vec_a * tangent_vec_b).sum((-2, -1))
+    return geometry.outer_scale(space) * product
 
 
 @geometry.inner_product.register(
@@ -380,7 +233,7 @@ def _(space, tangent_vec_a, tangent_vec_b, base_point):
     NullRowSumsSymmetricMatrices, NullRowSumsPermutationInvariantMetric
 )
 def _(space, tangent_vec_a, tangent_vec_b, base_point):
-    metric = _bare(space)
+    metric = geometry.bare_metric(space)
     product = tangent_vec_a @ tangent_vec_b
     value = metric.alpha * product.diagonal(dim1=-2, dim2=-1).sum(-1)
     if isinstance(metric, HollowMatricesPermutationInvariantMetric):
@@ -392,3 +245,7 @@ def _(space, tangent_vec_a, tangent_vec_b, base_point):
         value = value + metric.delta * (diagonals[0] * diagonals[1]).sum(-1)
         value = value + metric.zeta * traces
     return geometry.outer_scale(space) * value
+
+
+geometry.is_euclidean.register(Matrices)(has_flat_metric)
+geometry.is_euclidean.register(SquareMatrices)(has_flat_metric)

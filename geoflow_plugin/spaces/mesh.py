@@ -21,7 +21,7 @@ from geomstats.geometry.manifold import Manifold
 from scipy.spatial import cKDTree
 
 from geoflow_plugin import geometry
-from geoflow_plugin.spaces.linear import euclidean
+from geoflow_plugin.spaces.euclidean import euclidean
 from geoflow_plugin.spaces.mesh_tables import (
     Tables,
     as_arrays,

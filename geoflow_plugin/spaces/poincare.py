@@ -15,8 +15,8 @@ from geomstats.information_geometry.normal import (
 )
 
 from geoflow_plugin import geometry
+from geoflow_plugin.spaces.euclidean import register_open_set
 from geoflow_plugin.spaces.hyperbolic import hyperboloid, to_half_space
-from geoflow_plugin.spaces.linear import register_open_set
 from geoflow_plugin.spaces.sphere import complement_basis
 
 

@@ -6,7 +6,7 @@ import torch
 from geomstats.geometry.positive_reals import PositiveReals, PositiveRealsMetric
 
 from geoflow_plugin import geometry
-from geoflow_plugin.spaces.linear import euclidean
+from geoflow_plugin.spaces.euclidean import euclidean
 
 
 @geometry.model.register(PositiveReals, PositiveRealsMetric)

@@ -42,9 +42,7 @@ def _factors(space):
     """The factors, and the constant by which the product scales the metric of each."""
     factors = _bare_factors(space)
     overall = geometry.metric_scale(space)
-    metric = getattr(space, "metric", None)
-    metric = getattr(metric, "underlying_metric", metric)
-    given = getattr(metric, "scales", None)  # of NFoldMetric alone
+    given = getattr(geometry.bare_metric(space), "scales", None)  # of NFoldMetric alone
     scales = [1.0] * len(factors) if given is None else [float(s) for s in given]
     return factors, [overall * scale for scale in scales]
 

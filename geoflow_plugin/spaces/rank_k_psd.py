@@ -21,6 +21,7 @@ from geomstats.geometry.rank_k_psd_matrices import (
 
 from geoflow_plugin import geometry
 from geoflow_plugin.spaces import linear
+from geoflow_plugin.spaces.euclidean import euclidean
 from geoflow_plugin.spaces.frames import orthonormal_complement, orthonormal_rows
 from geoflow_plugin.spaces.matrix_functions import symmetrize
 from geoflow_plugin.spaces.orthogonal import _polar_factor
@@ -141,7 +142,7 @@ def _(space):
         return factor @ factor.mT
 
     return geometry.Model(
-        linear.euclidean(geometry.dim(space)), to_model, from_model, isometric=False
+        euclidean(geometry.dim(space)), to_model, from_model, isometric=False
     )
 
 

@@ -18,7 +18,8 @@ from geomstats.geometry.special_orthogonal import SpecialOrthogonal
 from geoflow_plugin import geometry
 from geoflow_plugin.geometry.dispatch import UnsupportedError
 from geoflow_plugin.spaces import rotation_vector
-from geoflow_plugin.spaces.linear import euclidean, register_open_set, skew_basis
+from geoflow_plugin.spaces.euclidean import euclidean, register_open_set
+from geoflow_plugin.spaces.linear import skew_basis
 
 Matrices = type(SpecialEuclidean(2, equip=False))
 PlaneVectors = type(SpecialEuclidean(2, point_type="vector", equip=False))
@@ -139,8 +140,7 @@ def _(space, point):
 
 
 def _left_invariant(space):
-    metric = getattr(space, "metric", None)
-    metric = getattr(metric, "underlying_metric", metric)
+    metric = geometry.bare_metric(space)
     if not isinstance(metric, rotation_vector.InvariantVectorMetric) or not metric.left:
         raise UnsupportedError(
             "space: rigid motions as vectors are supported under their left-invariant "

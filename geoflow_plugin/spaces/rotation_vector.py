@@ -16,7 +16,7 @@ from geomstats.geometry.special_orthogonal import SpecialOrthogonal
 from geoflow_plugin import geometry
 from geoflow_plugin.geometry.dispatch import UnsupportedError
 from geoflow_plugin.geometry.forward_mode import scaled
-from geoflow_plugin.spaces.linear import register_open_set
+from geoflow_plugin.spaces.euclidean import register_open_set
 from geoflow_plugin.spaces.orthogonal import _quaternion
 
 Angles = type(SpecialOrthogonal(2, point_type="vector", equip=False))

@@ -31,7 +31,7 @@ from geoflow_plugin.persistence.registry import (
     register_saved,
 )
 from geoflow_plugin.spaces import complex, hpd, siegel  # noqa: F401 - views of theirs
-from geoflow_plugin.spaces.linear import euclidean
+from geoflow_plugin.spaces.euclidean import euclidean
 from geoflow_plugin.spaces.mesh import MeshSurface
 from geoflow_plugin.spaces.real_view import _VIEWS, RealView
 

@@ -75,7 +75,7 @@ def _(space, point):
 @geometry.constraint_residual.register(RealSiegel)
 def _(space, point):
     gap = 1 - _spectral_norm(point)
-    asymmetry = linear._linear_residual(space, point)
+    asymmetry = linear.residual(space, point)
     return asymmetry + torch.where(gap > 0, 0.0, 1 - gap)
 
 
@@ -190,7 +190,7 @@ def _(space, base_point, generator=None):
     shape = (*base_point.shape[:-3], space.dim)
     normal = geometry.random_normal(shape, base_point, generator)
     left, right = _roots(widen(base_point))
-    normal = left @ widen(linear._combination(space, normal)) @ right.mT
+    normal = left @ widen(linear.combination(space, normal)) @ right.mT
     return narrow(normal) / math.sqrt(geometry.outer_scale(space))
 
 

@@ -15,8 +15,9 @@ from geomstats.information_geometry.multinomial import (
 )
 
 from geoflow_plugin import geometry
+from geoflow_plugin.spaces.euclidean import euclidean
 from geoflow_plugin.spaces.information import _inside, _outside
-from geoflow_plugin.spaces.linear import euclidean, helmert
+from geoflow_plugin.spaces.linear import helmert
 
 _SPHERES: dict[int, Hypersphere] = {}
 

@@ -19,6 +19,7 @@ from geomstats.geometry.spd_matrices import (
 
 from geoflow_plugin import geometry
 from geoflow_plugin.spaces import linear
+from geoflow_plugin.spaces.euclidean import add, euclidean, subtract
 from geoflow_plugin.spaces.matrix_functions import (
     exp_log_volume,
     log_determinant,
@@ -72,9 +73,9 @@ def _(space):
 @geometry.model.register(SPDMatrices)
 def _(space):
     return geometry.Model(
-        linear.euclidean(space.dim),
-        lambda x: linear._coordinates(space, matrix_log(x)),
-        lambda z: matrix_exp(linear._combination(space, z)),
+        euclidean(space.dim),
+        lambda x: linear.coordinates(space, matrix_log(x)),
+        lambda z: matrix_exp(linear.combination(space, z)),
         isometric=False,
     )
 
@@ -134,7 +135,7 @@ def _(space, base_point, generator=None):
     shape = (*base_point.shape[:-2], space.dim)
     normal = geometry.random_normal(shape, base_point, generator)
     root = torch.linalg.cholesky(base_point)
-    normal = _congruent(linear._combination(space, normal), root)
+    normal = _congruent(linear.combination(space, normal), root)
     return normal / math.sqrt(geometry.outer_scale(space))
 
 
@@ -169,30 +170,22 @@ def _(space, bandwidth):
 # Metrics pulled back by a diffeomorphism ----------------------------------------------
 
 
-def bare_metric(space):
-    """The metric under every ``ScalarProductMetric``."""
-    metric = space.metric
-    while hasattr(metric, "underlying_metric"):
-        metric = metric.underlying_metric
-    return metric
-
-
 @geometry.model.register(SPDMatrices, SPDLogEuclideanMetric)
 def _(space):
-    return geometry.Model(bare_metric(space).image_space, matrix_log, matrix_exp)
+    return geometry.Model(geometry.bare_metric(space).image_space, matrix_log, matrix_exp)
 
 
 @geometry.log_volume_element.register(SPDMatrices, SPDLogEuclideanMetric)
 def _(space, point):
     image = matrix_log(point)
-    target = geometry.log_volume_element(bare_metric(space).image_space, image)
+    target = geometry.log_volume_element(geometry.bare_metric(space).image_space, image)
     change = exp_log_volume(image) + (space.n + 1) / 2 * trace(image)
     return target - change + 0.5 * space.dim * math.log(geometry.outer_scale(space))
 
 
 @geometry.model.register(SPDMatrices, SPDPowerMetric)
 def _(space):
-    metric = bare_metric(space)
+    metric = geometry.bare_metric(space)
     power = float(metric.diffeo.power)
     return geometry.Model(
         metric.image_space,
@@ -204,7 +197,7 @@ def _(space):
 @geometry.model.register(SPDMatrices, LieCholeskyMetric)
 def _(space):
     return geometry.Model(
-        bare_metric(space).image_space,
+        geometry.bare_metric(space).image_space,
         torch.linalg.cholesky,
         lambda root: symmetrize(root @ root.mT),
     )
@@ -216,8 +209,8 @@ def _(space):
 geometry.inner_product.register(SPDMatrices)(geometry.inner_product.__wrapped__)
 
 
-geometry.exp.register(SPDMatrices, SPDEuclideanMetric)(linear.add)
-geometry.log.register(SPDMatrices, SPDEuclideanMetric)(linear.subtract)
+geometry.exp.register(SPDMatrices, SPDEuclideanMetric)(add)
+geometry.log.register(SPDMatrices, SPDEuclideanMetric)(subtract)
 
 
 def _lyapunov(space, point):
@@ -228,10 +221,10 @@ def _lyapunov(space, point):
 
 
 def _solve_lyapunov(space, point, vector):
-    coordinates = linear._coordinates(space, vector).unsqueeze(-1)
+    coordinates = linear.coordinates(space, vector).unsqueeze(-1)
     root = torch.linalg.cholesky(_lyapunov(space, point))
     solution = torch.cholesky_solve(coordinates, root).squeeze(-1)
-    return linear._combination(space, solution)
+    return linear.combination(space, solution)
 
 
 @geometry.inner_product.register(SPDMatrices, SPDBuresWassersteinMetric)

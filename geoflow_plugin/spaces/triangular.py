@@ -14,7 +14,7 @@ from geomstats.geometry.spd_matrices import SPDMatrices
 from geoflow_plugin import geometry
 from geoflow_plugin.geometry.dispatch import unsupported
 from geoflow_plugin.spaces import linear
-from geoflow_plugin.spaces.spd import bare_metric
+from geoflow_plugin.spaces.euclidean import add, euclidean, subtract
 
 
 def _diagonal(matrix):
@@ -80,13 +80,13 @@ def _(space):
 def _log_diagonal(space, isometric):
     def to_model(x):
         logs = _diagonal(x).log()
-        return linear._coordinates(space, _off_diagonal(x) + torch.diag_embed(logs))
+        return linear.coordinates(space, _off_diagonal(x) + torch.diag_embed(logs))
 
     def from_model(z):
-        x = linear._combination(space, z)
+        x = linear.combination(space, z)
         return _off_diagonal(x) + torch.diag_embed(_diagonal(x).exp())
 
-    target = linear.euclidean(space.dim)
+    target = euclidean(space.dim)
     return geometry.Model(target, to_model, from_model, isometric)
 
 
@@ -118,12 +118,12 @@ _invariant = (PositiveLowerTriangularMatrices, _InvariantMetricMatrix)
 
 def _at_identity(space, vector, point):
     """Tangent vectors translated to the identity by the inverse of the point."""
-    left = bare_metric(space).left
+    left = geometry.bare_metric(space).left
     return torch.linalg.solve_triangular(point, vector, upper=False, left=left)
 
 
 def _identity_metric(space, like):
-    return torch.as_tensor(bare_metric(space).metric_mat_at_identity).to(like)
+    return torch.as_tensor(geometry.bare_metric(space).metric_mat_at_identity).to(like)
 
 
 def _entries(matrix):
@@ -147,7 +147,7 @@ _AFFINE: list[SPDMatrices] = []
 def _(space):
     # L L^T takes the left-invariant metric that counts entries below the diagonal by half
     # to a quarter of the affine one; for n = 2 stretching the one entry there is enough
-    metric = bare_metric(space)
+    metric = geometry.bare_metric(space)
     unit = torch.equal(_identity_metric(space, torch.ones(())), torch.eye(space.dim))
     if space.n != 2 or not metric.left or not unit:
         return _log_diagonal(space, isometric=False)
@@ -175,20 +175,20 @@ def _(space, tangent_vec, base_point, n_steps=64):
         return geometry.exp.__wrapped__(space, tangent_vec, base_point)
     # the momentum P of the velocity W at the identity obeys Euler and Poincare's equation
     # P' = W^T P - P W^T (left), and the point g' = g W: no derivative is taken of anything
-    left = bare_metric(space).left
+    left = geometry.bare_metric(space).left
     velocity = _at_identity(space, tangent_vec, base_point)
     metric = _identity_metric(space, velocity)
     inverse = torch.linalg.inv(metric)
 
     def derivative(point, momentum):
-        w = linear._combination(space, _entries(momentum) @ inverse)
+        w = linear.combination(space, _entries(momentum) @ inverse)
         turned = w.mT @ momentum - momentum @ w.mT
         return (point @ w, turned.tril()) if left else (w @ point, -turned.tril())
 
     def moved(state, rate, step):
         return [x + step * v for x, v in zip(state, rate, strict=True)]
 
-    state = [base_point, linear._combination(space, _entries(velocity) @ metric)]
+    state = [base_point, linear.combination(space, _entries(velocity) @ metric)]
     step = 1 / n_steps
     for _ in range(n_steps):  # of Runge and Kutta
         a = derivative(*state)
@@ -232,11 +232,11 @@ def _(space):
         raise unsupported(space, "model")
     scale = math.sqrt(geometry.metric_scale(space) / geometry.outer_scale(space))
     return geometry.Model(
-        linear.euclidean(space.dim),
-        lambda x: scale * linear._coordinates(space, x),
-        lambda z: linear._combination(space, z / scale) + _eye(space, z),
+        euclidean(space.dim),
+        lambda x: scale * linear.coordinates(space, x),
+        lambda z: linear.combination(space, z / scale) + _eye(space, z),
     )
 
 
-geometry.exp.register(PLTUnitDiagMatrices)(linear.add)
-geometry.log.register(PLTUnitDiagMatrices)(linear.subtract)
+geometry.exp.register(PLTUnitDiagMatrices)(add)
+geometry.log.register(PLTUnitDiagMatrices)(subtract)

@@ -1,13 +1,5 @@
-"""The laws of a space and of a distribution, as suites that strangers can run.
+"""The laws of geometry, each a function from a case to its worst error."""
 
-    check_space(my_space)                  # after registering on geoflow_plugin.geometry
-    check_distribution(my_distribution)
-
-Both return the figures they measured, by law, and raise ``AssertionError`` with every law
-that fails. A law that asks for what nobody registered (say, a logarithm) is left out.
-"""
-
-import copy
 import math
 
 import torch
@@ -16,18 +8,16 @@ from torch.func import vmap
 from geoflow_plugin import geometry
 from geoflow_plugin.calculus import divergence, gradient, laplacian, value_and_divergence
 from geoflow_plugin.diagnostics import importance_sample
-from geoflow_plugin.distributions.base import require_distribution, score
-from geoflow_plugin.distributions.checks import as_device, check_seed
+from geoflow_plugin.distributions.base import score
+from geoflow_plugin.distributions.checks import as_device
 from geoflow_plugin.distributions.uniform import Uniform
 from geoflow_plugin.distributions.wrapped_normal import WrappedNormal
-from geoflow_plugin.geometry.checks import check_counts
 from geoflow_plugin.geometry.dispatch import UnsupportedError
 from geoflow_plugin.geometry.forward_mode import jvp
+from geoflow_plugin.testing.figures import size, standard_errors, worst
 
-__all__ = ["check_distribution", "check_space"]
 
-
-class _Case:
+class Case:
     """A space with points, tangent vectors and functions to try on them."""
 
     def __init__(self, space, n, seed, dtype, device):
@@ -74,20 +64,11 @@ class _Case:
         return 1e-6 if self.points.dtype == torch.float64 else 5e-3
 
 
-def _size(x):
-    """How large points are, so that errors are relative where a space is unbounded."""
-    return 1 + x.detach().flatten(1).norm(dim=1)
-
-
-def _worst(error):
-    return float(error.detach().abs().max()) if error.numel() else 0.0
-
-
 def _points_belong(case):
     residual = geometry.constraint_residual(case.space, case.points)
     kept = geometry.projection(case.space, case.points) - case.points
-    return _worst(residual / _size(case.points)) + _worst(
-        kept.flatten(1).norm(dim=1) / _size(case.points)
+    return worst(residual / size(case.points)) + worst(
+        kept.flatten(1).norm(dim=1) / size(case.points)
     )
 
 
@@ -96,7 +77,7 @@ def _basis_is_orthonormal(case):
     if basis.shape[1] != geometry.dim(case.space):
         return math.inf
     eye = torch.eye(geometry.dim(case.space)).to(basis)
-    return _worst(basis @ basis.mT - eye)
+    return worst(basis @ basis.mT - eye)
 
 
 def _projector_is_orthogonal(case):
@@ -106,7 +87,7 @@ def _projector_is_orthogonal(case):
     ).to(case.points)
     ours = geometry.to_tangent(case.space, vector, case.points).flatten(1)
     expected = ((basis @ vector.flatten(1).unsqueeze(-1)) * basis).sum(1)
-    return _worst(ours - expected)
+    return worst(ours - expected)
 
 
 def _retraction_follows_tangents(case):
@@ -117,7 +98,7 @@ def _retraction_follows_tangents(case):
     length = vector.flatten(1).norm(dim=1).clamp_min(1e-3)
     curvature = error / (step * length).square()
     # second order: by what a curvature of 100 would bend it, rounding allowed for
-    return _worst((curvature - 100).clamp_min(0) * (error > case.finite_atol * step).to(error))
+    return worst((curvature - 100).clamp_min(0) * (error > case.finite_atol * step).to(error))
 
 
 def _metric_is_an_inner_product(case):
@@ -125,13 +106,13 @@ def _metric_is_an_inner_product(case):
     values = torch.linalg.eigvalsh(gram)
     if not bool((values > 0).all()):
         return math.inf
-    return _worst((gram - gram.mT).flatten(1).amax(1) / values[:, -1])
+    return worst((gram - gram.mT).flatten(1).amax(1) / values[:, -1])
 
 
 def _volume_element_is_that_of_the_metric(case):
     gram = geometry.gram(case.space, case.points)
     ours = geometry.log_volume_element(case.space, case.points)
-    return _worst(ours - 0.5 * torch.linalg.slogdet(gram)[1])
+    return worst(ours - 0.5 * torch.linalg.slogdet(gram)[1])
 
 
 def _gradient_is_dual_to_the_derivative(case):
@@ -140,7 +121,7 @@ def _gradient_is_dual_to_the_derivative(case):
     product = geometry.inner_product(
         case.space, gradient(case.space, case.potential, x), vector, x
     )
-    return _worst((product - slope) / (1 + slope.abs()))
+    return worst((product - slope) / (1 + slope.abs()))
 
 
 def _divergence_obeys_the_product_rule(case):
@@ -153,7 +134,7 @@ def _divergence_obeys_the_product_rule(case):
     )
     slope = jvp(case.potential_at, (x,), (case.tangent(x),))[1]
     expected = value * divergence(case.space, case.field, x) + slope
-    return _worst((product - expected) / (1 + expected.abs()))
+    return worst((product - expected) / (1 + expected.abs()))
 
 
 def _laplacian_is_the_divergence_of_the_gradient(case):
@@ -162,7 +143,7 @@ def _laplacian_is_the_divergence_of_the_gradient(case):
         raise UnsupportedError("space: a gradient of arrays is no field here.")
     ours = laplacian(case.space, case.potential, x)
     expected = divergence(case.space, lambda y: gradient(case.space, case.potential, y), x)
-    return _worst((ours - expected) / (1 + expected.abs()))
+    return worst((ours - expected) / (1 + expected.abs()))
 
 
 def _laplacian_obeys_the_product_rule(case):
@@ -171,7 +152,7 @@ def _laplacian_obeys_the_product_rule(case):
     slope = gradient(space, case.potential, x)
     expected = case.potential_at(x) * laplacian(space, case.potential, x)
     expected = 2 * (expected + geometry.inner_product(space, slope, slope, x))
-    return _worst((ours - expected) / (1 + expected.abs()))
+    return worst((ours - expected) / (1 + expected.abs()))
 
 
 def _near(case):
@@ -191,13 +172,13 @@ def _near(case):
 
 def _exponential_stays_on_the_space(case):
     _, _, near = _near(case)
-    return _worst(geometry.constraint_residual(case.space, near) / _size(near))
+    return worst(geometry.constraint_residual(case.space, near) / size(near))
 
 
 def _logarithm_undoes_the_exponential(case):
     x, vector, near = _near(case)
     back = geometry.log(case.space, near, x)
-    return _worst((back - vector).flatten(1).norm(dim=1) / _size(x))
+    return worst((back - vector).flatten(1).norm(dim=1) / size(x))
 
 
 def _distance_is_the_length_of_the_logarithm(case):
@@ -205,14 +186,14 @@ def _distance_is_the_length_of_the_logarithm(case):
     length = geometry.inner_product(case.space, vector, vector, x).sqrt()
     forth = geometry.dist(case.space, x, near)
     back = geometry.dist(case.space, near, x)
-    return max(_worst(forth - length), _worst(forth - back))
+    return max(worst(forth - length), worst(forth - back))
 
 
 def _chart_is_undone(case):
     coordinates, log_det = geometry.chart(case.space, case.points)
     back, inverse_log_det = geometry.chart_inverse(case.space, coordinates)
-    error = (back - case.points).flatten(1).norm(dim=1) / _size(case.points)
-    return max(_worst(error), _worst(log_det + inverse_log_det))
+    error = (back - case.points).flatten(1).norm(dim=1) / size(case.points)
+    return max(worst(error), worst(log_det + inverse_log_det))
 
 
 def _chart_has_the_volume_of_the_metric(case):
@@ -230,7 +211,7 @@ def _chart_has_the_volume_of_the_metric(case):
     frame = vmap(along, out_dims=1)(eye).flatten(2)  # (n, dim, size)
     basis = geometry.tangent_basis(case.space, x).flatten(2)
     flat = torch.linalg.slogdet(frame @ basis.mT)[1]
-    return _worst(flat + geometry.log_volume_element(case.space, x) - log_det)
+    return worst(flat + geometry.log_volume_element(case.space, x) - log_det)
 
 
 def _derivatives_are_finite_at_the_origin(case):
@@ -253,7 +234,7 @@ def _derivatives_are_finite_at_the_origin(case):
     return 0.0
 
 
-_EXACT = [
+EXACT = [
     _points_belong,
     _basis_is_orthonormal,
     _projector_is_orthogonal,
@@ -273,64 +254,12 @@ _EXACT = [
 ]
 
 
-def check_space(space, *, n=64, n_samples=4000, seed=0, dtype=torch.float64, device="cpu"):
-    """Try the laws of geometry on a space, registered by whomever.
-
-    Tangent spaces, metric, volume element, gradient, divergence, Laplacian, exponential,
-    logarithm, distance and chart on random points, Stokes' theorem by Monte Carlo (in
-    the Stein form over a wrapped normal where the space is not compact), and the volume:
-    a wrapped normal has to integrate to one over the uniform measure.
-
-    Parameters
-    ----------
-    space : geomstats Manifold
-    n, n_samples : int
-        Number of points for exact laws, and for Monte Carlo.
-    seed : int
-    dtype, device : optional
-
-    Returns
-    -------
-    figures : dict
-        Worst error by law, in standard errors for the laws of Monte Carlo; None where
-        a law asks for what is not registered.
-
-    Raises
-    ------
-    AssertionError
-        Naming every law that fails, with its figure.
-    """
-    check_counts(n=n, n_samples=n_samples)
-    check_seed(seed)
-    case = _Case(space, n, seed, dtype, device)
-    figures, broken = {}, []
-    for law in _EXACT:
-        name = law.__name__[1:].replace("_", " ")
-        try:
-            figures[name] = law(case)
-        except UnsupportedError:
-            figures[name] = None
-            continue
-        if not figures[name] <= case.finite_atol:
-            broken.append(f"{name}: error {figures[name]:.3g}")
-    for name, chance in {"Stokes' theorem": _stokes, "the volume": _volume}.items():
-        try:
-            figures[name] = chance(case, n_samples)
-        except UnsupportedError:
-            figures[name] = None
-            continue
-        if not figures[name] <= 4:
-            broken.append(f"{name}: {figures[name]:.1f} standard errors")
-    _raise(broken, type(space).__qualname__)
-    return figures
-
-
 def _stokes(case, n):
     """Mean of the Stein operator of the law, in standard errors."""
     x = case.law.sample(n, generator=case.generator)
     tangent_vec, value = value_and_divergence(case.space, case.field, x)
     value = value + (score(case.law._log_prob, x) * tangent_vec).flatten(1).sum(1)
-    return _standard_errors(value.double(), 0.0)
+    return standard_errors(value.double(), 0.0)
 
 
 def _volume(case, n):
@@ -339,12 +268,12 @@ def _volume(case, n):
         normal = WrappedNormal(case.space, case.points[0], 0.5).to(case.points.device)
         x = case.law.sample(n, generator=case.generator)
         log_weight = normal.log_prob(x) - case.law.log_prob(x)
-        return _standard_errors(log_weight.double().exp(), 1.0)
+        return standard_errors(log_weight.double().exp(), 1.0)
     try:
         z, _ = geometry.chart(case.space, case.law.sample(n, generator=case.generator))
     except UnsupportedError:
         weight, _ = importance_sample(case.law, n, case.generator)
-        return _standard_errors(weight, 1.0)
+        return standard_errors(weight, 1.0)
     else:
         # a wide normal law of the coordinates, and the volume that the chart says
         mean, wide = z.mean(0), 1.5 * z.std(0)
@@ -352,77 +281,7 @@ def _volume(case, n):
         x, log_det = geometry.chart_inverse(case.space, mean + wide * normal)
         log_proposal = -0.5 * (normal.square() + math.log(2 * math.pi)) - wide.log()
         log_weight = case.law.log_prob(x) + log_det - log_proposal.sum(1)
-    return _standard_errors(log_weight.double().exp(), 1.0)
+    return standard_errors(log_weight.double().exp(), 1.0)
 
 
-def _standard_error(values):
-    return float(values.std()) / math.sqrt(len(values))
-
-
-def _standard_errors(values, expected):
-    return abs(float(values.mean()) - expected) / max(_standard_error(values), 1e-6)
-
-
-def check_distribution(distribution, *, n=2000, generator=None):
-    """Try the laws of a distribution: normalised, sampled as scored, reproducible.
-
-    Parameters
-    ----------
-    distribution : Distribution
-        Fitted, if it has to be.
-    n : int
-        Number of samples.
-    generator : torch.Generator, optional
-
-    Returns
-    -------
-    figures : dict
-        By law; in standard errors for normalisation, and for the entropy of samples
-        against that of the density by importance sampling.
-
-    Raises
-    ------
-    AssertionError
-        Naming every law that fails, with its figure.
-    """
-    require_distribution(distribution)
-    check_counts(2, n=n)
-    if generator is None:
-        generator = torch.Generator(distribution.device).manual_seed(0)
-    elif not isinstance(generator, torch.Generator):
-        raise TypeError(f"generator: expected a torch.Generator, got {generator!r}.")
-    space = distribution.space
-    state = generator.get_state()
-    with torch.no_grad():
-        x, log_prob = distribution(n, generator=generator)
-        own = distribution.log_prob(x)
-        again = distribution.sample(n, generator=generator.set_state(state))
-        twin = copy.deepcopy(distribution).log_prob(x)
-    atol = 1e-5 if distribution.dtype == torch.float64 else 1e-2
-    figures = {
-        "samples belong": _worst(geometry.constraint_residual(space, x) / _size(x)),
-        "forward scores what it draws": _worst((log_prob - own) / (1 + own.abs())),
-        "a copy scores the same": _worst((twin - own) / (1 + own.abs())),
-        "the generator decides": 0.0 if torch.equal(again, x) else math.inf,
-        "dtype is kept": 0.0 if x.dtype == own.dtype == distribution.dtype else math.inf,
-        "densities are finite": 0.0 if bool(own.isfinite().all()) else math.inf,
-    }
-    broken = [f"{law}: {value:.3g}" for law, value in figures.items() if not value <= atol]
-    weight, log_density = importance_sample(distribution, 10 * n, generator)
-    # where the density is zero it adds nothing to the entropy
-    surprise = torch.where(weight > 0, -weight * log_density.double(), 0.0)
-    errors = [_standard_error(surprise), _standard_error(own.double())]
-    gap = abs(float(surprise.mean()) + float(own.mean())) / max(math.hypot(*errors), 1e-6)
-    chances = {
-        "the integral is one": _standard_errors(weight, 1.0),
-        "samples follow the density (entropy)": gap,
-    }
-    broken += [f"{law}: {v:.1f} standard errors" for law, v in chances.items() if not v <= 4]
-    figures |= chances
-    _raise(broken, type(distribution).__qualname__)
-    return figures
-
-
-def _raise(broken, name):
-    if broken:
-        raise AssertionError(f"{name} breaks {len(broken)} laws:\n  " + "\n  ".join(broken))
+CHANCE = {"Stokes' theorem": _stokes, "the volume": _volume}

@@ -7,17 +7,17 @@ import torch
 from geoflow_plugin.geometry.checks import check_counts
 from geoflow_plugin.geometry.dispatch import open_function, unsupported
 from geoflow_plugin.geometry.tangent import (
-    _isometric_model,
-    _push_basis,
     constant_scale,
     dim,
     exp,
     gram,
     is_compact,
+    isometric_model,
     log_volume_element,
     metric_scale,
     model,
     outer_scale,
+    push_basis,
     tangent_basis,
 )
 
@@ -45,7 +45,7 @@ def uniform_from_cube(space, cube):
 
 
 def _required_model(space, what, isometric=False):
-    found = _isometric_model(space) if isometric else model(space)
+    found = isometric_model(space) if isometric else model(space)
     if found is None:
         raise unsupported(space, what)
     return found
@@ -59,7 +59,7 @@ def model_log_volume(space, point):
         batch = point.shape[: point.ndim - len(space.shape)]
         return torch.full(batch, value, dtype=point.dtype, device=point.device)
     basis = tangent_basis(space, point)
-    image, pushed = _push_basis(found, basis, point, len(space.shape))
+    image, pushed = push_basis(found, basis, point, len(space.shape))
     axis = point.ndim - len(space.shape)
     target = tangent_basis(found.space, image).flatten(axis + 1)
     jacobian = pushed.flatten(axis + 1) @ target.mT

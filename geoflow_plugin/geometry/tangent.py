@@ -39,12 +39,13 @@ def model(space):
     return None
 
 
-def _isometric_model(space):
+def isometric_model(space):
+    """The model of a space, if it has its metric as well."""
     found = model(space)
     return found if found is not None and found.isometric else None
 
 
-def _push(function, point, tangent_vec):
+def push(function, point, tangent_vec):
     """Image of points and tangent vectors under a map."""
     return jvp(function, (point.contiguous(),), (tangent_vec.contiguous(),))
 
@@ -146,7 +147,7 @@ def pull_back(space, vector, base_point):
 def push_embedding(space, basis, base_point):
     """Images under ``embed`` of points, and of a basis (k, n, *shape) as rows (n, k, size)."""
     image, pushed = vmap(
-        lambda direction: _push(lambda p: embed(space, p), base_point, direction),
+        lambda direction: push(lambda p: embed(space, p), base_point, direction),
         out_dims=(None, 0),  # type: ignore[arg-type]
     )(basis)
     return image, pushed.flatten(2).movedim(0, 1)
@@ -210,13 +211,13 @@ def inner_product(space, tangent_vec_a, tangent_vec_b, base_point):
     scale = constant_scale(space)
     if scale is not None:
         return scale * (tangent_vec_a * tangent_vec_b).flatten(-len(space.shape)).sum(-1)
-    found = _isometric_model(space)
+    found = isometric_model(space)
     if found is None:
         raise unsupported(space, "inner_product")
     arrays = torch.broadcast_tensors(tangent_vec_a, tangent_vec_b, base_point)
     tangent_vec_a, tangent_vec_b, base_point = arrays
-    image, a = _push(found.to_model, base_point, tangent_vec_a)
-    _, b = _push(found.to_model, base_point, tangent_vec_b)
+    image, a = push(found.to_model, base_point, tangent_vec_a)
+    _, b = push(found.to_model, base_point, tangent_vec_b)
     return outer_scale(space) * inner_product(found.space, a, b, image)
 
 
@@ -224,18 +225,18 @@ def inner_product(space, tangent_vec_a, tangent_vec_b, base_point):
 def gram(space, base_point):
     """Inner products of the vectors of ``tangent_basis``, shape (..., dim, dim)."""
     basis = tangent_basis(space, base_point)
-    found = _isometric_model(space)
+    found = isometric_model(space)
     if found is None or constant_scale(space) is not None:
         return _inner_products(space, basis, base_point)
-    image, pushed = _push_basis(found, basis, base_point, len(space.shape))
+    image, pushed = push_basis(found, basis, base_point, len(space.shape))
     return outer_scale(space) * _inner_products(found.space, pushed, image)
 
 
-def _push_basis(found, basis, base_point, n_axes):
+def push_basis(found, basis, base_point, n_axes):
     """Image under a model of points and of a basis (..., dim, *shape) at them."""
     axis = basis.ndim - n_axes - 1
     image, pushed = vmap(
-        lambda direction: _push(found.to_model, base_point, direction),
+        lambda direction: push(found.to_model, base_point, direction),
         in_dims=axis,
         out_dims=(None, axis),  # type: ignore[arg-type]
     )(basis)
@@ -302,29 +303,29 @@ def interpolation(space):
 @open_function
 def exp(space, tangent_vec, base_point):
     """Riemannian exponential."""
-    found = _isometric_model(space)
+    found = isometric_model(space)
     if found is None:
         raise unsupported(space, "exp")
-    image, pushed = _push(found.to_model, base_point, tangent_vec)
+    image, pushed = push(found.to_model, base_point, tangent_vec)
     return found.from_model(exp(found.space, pushed, image))
 
 
 @open_function
 def log(space, point, base_point):
     """Riemannian logarithm; ``exp(space, log(space, y, x), x) == y``."""
-    found = _isometric_model(space)
+    found = isometric_model(space)
     if found is None:
         raise unsupported(space, "log")
     image = found.to_model(base_point)
     pushed = log(found.space, found.to_model(point), image)
     image, pushed = torch.broadcast_tensors(image, pushed)
-    return _push(found.from_model, image, pushed)[1]
+    return push(found.from_model, image, pushed)[1]
 
 
 @open_function
 def dist(space, point_a, point_b):
     """Geodesic distance, shape (...,); its gradient at coincident points is zero."""
-    found = _isometric_model(space)
+    found = isometric_model(space)
     if found is not None:
         images = found.to_model(point_a), found.to_model(point_b)
         return math.sqrt(outer_scale(space)) * dist(found.space, *images)

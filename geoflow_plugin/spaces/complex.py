@@ -24,11 +24,11 @@ from geoflow_plugin.spaces.matrix_functions import (
     trace,
 )
 from geoflow_plugin.spaces.poincare import (
-    _ball_gap,
-    _ball_to_hyperboloid,
-    _beyond,
-    _hyperboloid_to_ball,
-    _into_ball,
+    ball_gap,
+    ball_to_hyperboloid,
+    beyond,
+    hyperboloid_to_ball,
+    into_ball,
 )
 from geoflow_plugin.spaces.real_view import RealView, narrow, register_open_view, widen
 
@@ -147,34 +147,34 @@ _on_disk = (RealPoincareDisk, ComplexPoincareDiskMetric)
 def _(space):
     return geometry.Model(
         hyperboloid(2, 0.25),
-        lambda x: _ball_to_hyperboloid(x.squeeze(-2)),
-        lambda y: _hyperboloid_to_ball(y).unsqueeze(-2),
+        lambda x: ball_to_hyperboloid(x.squeeze(-2)),
+        lambda y: hyperboloid_to_ball(y).unsqueeze(-2),
     )
 
 
 @geometry.projection.register(RealPoincareDisk)
 def _(space, point):
-    return _into_ball(point)
+    return into_ball(point)
 
 
 @geometry.constraint_residual.register(RealPoincareDisk)
 def _(space, point):
-    return _beyond(_ball_gap(point.squeeze(-2)))
+    return beyond(ball_gap(point.squeeze(-2)))
 
 
 @geometry.inner_product.register(*_on_disk)
 def _(space, tangent_vec_a, tangent_vec_b, base_point):
     product = (tangent_vec_a * tangent_vec_b).sum((-2, -1))
-    gap = _ball_gap(base_point.squeeze(-2))
+    gap = ball_gap(base_point.squeeze(-2))
     return geometry.outer_scale(space) * product / gap.square()
 
 
 @geometry.log_volume_element.register(*_on_disk)
 def _(space, point):
-    return math.log(geometry.outer_scale(space)) - 2 * _ball_gap(point.squeeze(-2)).log()
+    return math.log(geometry.outer_scale(space)) - 2 * ball_gap(point.squeeze(-2)).log()
 
 
 @geometry.sharp.register(*_on_disk)
 def _(space, covector, base_point):
-    gap = _ball_gap(base_point.squeeze(-2))[..., None, None]
+    gap = ball_gap(base_point.squeeze(-2))[..., None, None]
     return covector * gap.square() / geometry.outer_scale(space)

@@ -16,8 +16,8 @@ from geomstats.geometry.grassmannian import Grassmannian, GrassmannianCanonicalM
 from geoflow_plugin import geometry
 from geoflow_plugin.spaces.carried_normal import register_carried_normal
 from geoflow_plugin.spaces.frames import orthonormal_complement, orthonormal_rows
-from geoflow_plugin.spaces.orthogonal import _polar_factor
 from geoflow_plugin.spaces.rotation_vector import rotation_group
+from geoflow_plugin.spaces.rotations import polar_factor
 from geoflow_plugin.spaces.stiefel import (
     accretive_inverse,
     log_volume_of_frames,
@@ -55,7 +55,7 @@ def _(space, point):
     values = torch.linalg.eigvalsh(symmetric.detach())
     border = (values[..., space.n - space.p] + values[..., space.n - space.p - 1]) / 2
     eye = torch.eye(space.n, dtype=point.dtype, device=point.device)
-    sign = _polar_factor(symmetric - border.detach()[..., None, None] * eye)
+    sign = polar_factor(symmetric - border.detach()[..., None, None] * eye)
     return (eye + (sign + sign.mT) / 2) / 2
 
 

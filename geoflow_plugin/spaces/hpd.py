@@ -43,7 +43,7 @@ from geoflow_plugin.spaces.matrix_functions import (
     symmetrize,
 )
 from geoflow_plugin.spaces.real_view import RealView, narrow, register_open_view, widen
-from geoflow_plugin.spaces.spd import _congruent, _whitened
+from geoflow_plugin.spaces.spd import congruent, whiten
 
 
 class RealHPDMatrices(RealView, of=HPDMatrices):
@@ -196,7 +196,7 @@ def _(space, base_point, generator=None):
     shape = (*base_point.shape[:-3], space.dim)
     normal = geometry.random_normal(shape, base_point, generator)
     root = torch.linalg.cholesky(widen(base_point))
-    normal = _congruent(widen(linear.combination(space, normal)), root)
+    normal = congruent(widen(linear.combination(space, normal)), root)
     return narrow(normal) / math.sqrt(geometry.outer_scale(space))
 
 
@@ -230,7 +230,7 @@ def _smooth_separation(space, point, center):
     """The same, with derivatives at repeated eigenvalues."""
     if space.shape[0] == 2:
         return _separation(space, point, center)
-    whitened = _whitened(widen(point), torch.linalg.cholesky(widen(center)))
+    whitened = whiten(widen(point), torch.linalg.cholesky(widen(center)))
     tangent_vec = hermitian_log(narrow(whitened))
     squared = tangent_vec.square().sum((-3, -2, -1))
     return geometry.outer_scale(space) * squared, _log_change(tangent_vec)

@@ -35,19 +35,19 @@ from geoflow_plugin.spaces.geodesics import register_geodesics
 # Open sets of parameters ----------------------------------------------------------------
 
 
-def _outside(excess):
+def outside_orthant(excess):
     """Residual from slacks that have to be positive: over one as soon as one is not."""
     return torch.where(excess > 0, 0, 1 - excess).amax(-1)
 
 
-def _inside(parameter):
+def into_orthant(parameter):
     """Positive numbers as they are, others moved just inside."""
     return torch.where(parameter > 0, parameter, torch.finfo(parameter.dtype).eps)
 
 
 def _inside_interval(parameter):
     below = 1 - torch.finfo(parameter.dtype).eps
-    return torch.where(parameter < 1, _inside(parameter), below)
+    return torch.where(parameter < 1, into_orthant(parameter), below)
 
 
 def _register_flat(cls, projection, residual):
@@ -78,8 +78,8 @@ for _cls in (
 ):
     _register_flat(
         _cls,
-        lambda space, point: _inside(point),
-        lambda space, point: _outside(point),
+        lambda space, point: into_orthant(point),
+        lambda space, point: outside_orthant(point),
     )
     _register_coordinates(_cls, torch.log, torch.exp)
 
@@ -87,7 +87,7 @@ for _cls in (GeometricDistributions, BinomialDistributions):
     _register_flat(
         _cls,
         lambda space, point: _inside_interval(point),
-        lambda space, point: _outside(torch.cat([point, 1 - point], dim=-1)),
+        lambda space, point: outside_orthant(torch.cat([point, 1 - point], dim=-1)),
     )
     _register_coordinates(_cls, torch.logit, lambda z: _inside_interval(z.sigmoid()))
 
@@ -246,11 +246,11 @@ def _half_planes(n):
 
 def _diagonal_projection(space, point):
     mean, variance = point.chunk(2, dim=-1)
-    return torch.cat([mean, _inside(variance)], dim=-1)
+    return torch.cat([mean, into_orthant(variance)], dim=-1)
 
 
 def _diagonal_residual(space, point):
-    return _outside(point.chunk(2, dim=-1)[1])
+    return outside_orthant(point.chunk(2, dim=-1)[1])
 
 
 def _log_variances(point):

@@ -17,7 +17,7 @@ from geomstats.geometry.pullback_metric import PullbackMetric
 
 from geoflow_plugin import geometry
 from geoflow_plugin.geometry.dispatch import UnsupportedError, unsupported
-from geoflow_plugin.geometry.tangent import _push, constant_scale
+from geoflow_plugin.geometry.tangent import constant_scale, push
 from geoflow_plugin.spaces.euclidean import euclidean
 
 # What every generic space needs, level sets too -----------------------------------------
@@ -162,7 +162,7 @@ def _(space, tangent_vec_a, tangent_vec_b, base_point):
     require_autodiff(space)
     arrays = torch.broadcast_tensors(tangent_vec_a, tangent_vec_b, base_point)
     immersion = functools.partial(in_double, space.immersion)
-    image, a = _push(immersion, arrays[2], arrays[0])
-    _, b = _push(immersion, arrays[2], arrays[1])
+    image, a = push(immersion, arrays[2], arrays[0])
+    _, b = push(immersion, arrays[2], arrays[1])
     value = geometry.inner_product(space.embedding_space, a, b, image)
     return geometry.outer_scale(space) * value

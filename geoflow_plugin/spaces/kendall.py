@@ -18,7 +18,7 @@ from geoflow_plugin import geometry
 from geoflow_plugin.geometry.dispatch import UnsupportedError
 from geoflow_plugin.spaces.linear import helmert, skew_basis
 from geoflow_plugin.spaces.matrix_functions import trace
-from geoflow_plugin.spaces.orthogonal import _rotation_from_quaternion
+from geoflow_plugin.spaces.rotations import rotation_from_quaternion
 from geoflow_plugin.spaces.sphere import complement_basis
 
 _SHAPES = PreShapeSpace, KendallShapeMetric
@@ -204,7 +204,7 @@ def _rotation(matrix):
         half = (torch.linalg.inv(weight) @ skew.unsqueeze(-1)).squeeze(-1) / 2
         quaternion = torch.cat([torch.ones_like(half[..., :1]), half], dim=-1)
         quaternion = quaternion / quaternion.norm(dim=-1, keepdim=True)
-        rotation = rotation @ _rotation_from_quaternion(quaternion)
+        rotation = rotation @ rotation_from_quaternion(quaternion)
     return rotation
 
 

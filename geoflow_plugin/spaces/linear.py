@@ -57,12 +57,12 @@ def symmetric_basis(n, like, diagonal=True):
 
 def skew_basis(n, like):
     """Orthonormal basis of the skew-symmetric n x n matrices."""
-    pairs = [(i, j) for i in range(n) for j in range(i + 1, n)]
-    half = math.sqrt(0.5)
-    entries = []
-    for k, (i, j) in enumerate(pairs):
-        entries += [(k, i, j, half), (k, j, i, -half)]
-    return _from_entries((len(pairs), n, n), entries, like)
+    rows, columns = torch.triu_indices(n, n, offset=1, device=like.device)
+    index = torch.arange(len(rows), device=like.device)
+    basis = torch.zeros(len(rows), n, n, dtype=like.dtype, device=like.device)
+    half = torch.full_like(index, 1, dtype=like.dtype) / math.sqrt(2)
+    basis = basis.index_put((index, rows, columns), half)
+    return basis.index_put((index, columns, rows), -half)
 
 
 def lower_basis(n, like, diagonal=True):

@@ -49,7 +49,7 @@ def _register_conformal(cls, metric_class, log_factor, to_model, from_model):
     geometry.is_compact.register(cls)(lambda space: False)
 
 
-def _beyond(gap):
+def beyond(gap):
     """Residual of an open set: zero where the gap to its boundary is positive, else > 1."""
     return torch.where(gap > 0, 0.0, 1 - gap)
 
@@ -62,16 +62,18 @@ def _least(point):
 # The ball -------------------------------------------------------------------------------
 
 
-def _ball_gap(point):
+def ball_gap(point):
+    """What a squared norm lacks of one."""
     return 1 - point.square().sum(-1)
 
 
-def _ball_to_hyperboloid(point):
+def ball_to_hyperboloid(point):
+    """Stereographic projection from the ball of points (..., dim)."""
     square = _dot(point, point)
     return torch.cat([1 + square, 2 * point], dim=-1) / (1 - square)
 
 
-def _into_ball(point):
+def into_ball(point):
     """The same point, or one of its ray that rounding leaves inside."""
     limit = 1 - 8 * torch.finfo(point.dtype).eps
     square = _dot(point, point)
@@ -79,28 +81,29 @@ def _into_ball(point):
     return torch.where(outside, limit * torch.where(outside, square, 1.0).rsqrt(), 1.0) * point
 
 
-def _hyperboloid_to_ball(point):
-    return _into_ball(point[..., 1:] / (1 + point[..., :1]))
+def hyperboloid_to_ball(point):
+    """Its inverse, of points (..., dim + 1)."""
+    return into_ball(point[..., 1:] / (1 + point[..., :1]))
 
 
 register_open_set(PoincareBall)
 _register_conformal(
     PoincareBall,
     PoincareBallMetric,
-    lambda point: math.log(2) - _ball_gap(point).log(),
-    _ball_to_hyperboloid,
-    _hyperboloid_to_ball,
+    lambda point: math.log(2) - ball_gap(point).log(),
+    ball_to_hyperboloid,
+    hyperboloid_to_ball,
 )
 
 
 @geometry.projection.register(PoincareBall)
 def _(space, point):
-    return _into_ball(point)
+    return into_ball(point)
 
 
 @geometry.constraint_residual.register(PoincareBall)
 def _(space, point):
-    return _beyond(_ball_gap(point))
+    return beyond(ball_gap(point))
 
 
 # The half-space -------------------------------------------------------------------------
@@ -130,7 +133,7 @@ def _(space, point):
 
 @geometry.constraint_residual.register(PoincareHalfSpace)
 def _(space, point):
-    return _beyond(point[..., -1])
+    return beyond(point[..., -1])
 
 
 # The open hemisphere --------------------------------------------------------------------
@@ -170,7 +173,7 @@ def _(space, base_point):
 
 @geometry.constraint_residual.register(OpenHemisphere)
 def _(space, point):
-    return (point.norm(dim=-1) - 1).abs() + _beyond(point[..., 0])
+    return (point.norm(dim=-1) - 1).abs() + beyond(point[..., 0])
 
 
 # Normal laws on the line: (mean, sqrt(2) deviation) in the half-plane, twice its metric ---

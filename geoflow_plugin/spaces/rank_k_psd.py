@@ -24,7 +24,7 @@ from geoflow_plugin.spaces import linear
 from geoflow_plugin.spaces.euclidean import euclidean
 from geoflow_plugin.spaces.frames import orthonormal_complement, orthonormal_rows
 from geoflow_plugin.spaces.matrix_functions import symmetrize
-from geoflow_plugin.spaces.orthogonal import _polar_factor
+from geoflow_plugin.spaces.rotations import polar_factor
 
 
 def _triangular_entries(space, like):
@@ -206,5 +206,5 @@ def _(space, tangent_vec, base_point):
 def _(space, point, base_point):
     # the factor turned to be nearest to that of the base point
     base, end = _factor(space, base_point), _factor(space, point)
-    lift = end @ _polar_factor(end.mT @ base) - base
+    lift = end @ polar_factor(end.mT @ base) - base
     return 2 * symmetrize(lift @ base.mT)

@@ -17,7 +17,7 @@ from geoflow_plugin import geometry
 from geoflow_plugin.geometry.dispatch import UnsupportedError
 from geoflow_plugin.geometry.forward_mode import scaled
 from geoflow_plugin.spaces.euclidean import register_open_set
-from geoflow_plugin.spaces.orthogonal import _quaternion
+from geoflow_plugin.spaces.rotations import unit_quaternion
 
 Angles = type(SpecialOrthogonal(2, point_type="vector", equip=False))
 RotationVectors = type(SpecialOrthogonal(3, point_type="vector", equip=False))
@@ -89,7 +89,7 @@ def _half_angle(square):
 
 def vector_from_matrix(rotation):
     """Rotation vectors (..., 3), at most pi long, of rotations (..., 3, 3)."""
-    quaternion = _quaternion(rotation)
+    quaternion = unit_quaternion(rotation)
     real, imaginary = quaternion[..., :1], quaternion[..., 1:]
     squared = imaginary.square().sum(-1, keepdim=True)
     small = squared < 1e-3

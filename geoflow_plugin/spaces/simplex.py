@@ -16,7 +16,7 @@ from geomstats.information_geometry.multinomial import (
 
 from geoflow_plugin import geometry
 from geoflow_plugin.spaces.euclidean import euclidean
-from geoflow_plugin.spaces.information import _inside, _outside
+from geoflow_plugin.spaces.information import into_orthant, outside_orthant
 from geoflow_plugin.spaces.linear import helmert
 
 _SPHERES: dict[int, Hypersphere] = {}
@@ -31,7 +31,7 @@ def sphere(dim):
 
 @geometry.projection.register(MultinomialDistributions)
 def _(space, point):
-    point = _inside(point)
+    point = into_orthant(point)
     return point / point.sum(-1, keepdim=True)
 
 
@@ -48,7 +48,7 @@ def _(space, base_point):
 
 @geometry.constraint_residual.register(MultinomialDistributions)
 def _(space, point):
-    return torch.maximum(_outside(point), (point.sum(-1) - 1).abs())
+    return torch.maximum(outside_orthant(point), (point.sum(-1) - 1).abs())
 
 
 @geometry.inner_product.register(MultinomialDistributions, MultinomialMetric)

@@ -83,11 +83,13 @@ def _(space):
 # Affine-invariant metric: a symmetric space of nonpositive curvature ------------------
 
 
-def _congruent(matrix, root):
+def congruent(matrix, root):
+    """The product root @ matrix @ root.T, symmetric to the last digit."""
     return symmetrize(root @ matrix @ root.mT)
 
 
-def _whitened(matrix, root):
+def whiten(matrix, root):
+    """The matrix of which ``congruent`` makes this one; root is lower triangular."""
     half = torch.linalg.solve_triangular(root, matrix, upper=False)
     return symmetrize(torch.linalg.solve_triangular(root, half.mT, upper=False))
 
@@ -114,18 +116,18 @@ def _(space, covector, base_point):
 def affine_exp(space, tangent_vec, base_point):
     """Exponential of the affine metric at any base point."""
     root = torch.linalg.cholesky(base_point)
-    return _congruent(matrix_exp(_whitened(tangent_vec, root)), root)
+    return congruent(matrix_exp(whiten(tangent_vec, root)), root)
 
 
 @geometry.log.register(SPDMatrices, SPDAffineMetric)
 def _(space, point, base_point):
     root = torch.linalg.cholesky(base_point)
-    return _congruent(matrix_log(_whitened(point, root)), root)
+    return congruent(matrix_log(whiten(point, root)), root)
 
 
 @geometry.dist.register(SPDMatrices, SPDAffineMetric)
 def _(space, point_a, point_b):
-    whitened = _whitened(point_b - point_a, torch.linalg.cholesky(point_a))
+    whitened = whiten(point_b - point_a, torch.linalg.cholesky(point_a))
     squared, _ = separation(whitened)
     return geometry.safe_sqrt(geometry.outer_scale(space) * squared)
 
@@ -135,7 +137,7 @@ def _(space, base_point, generator=None):
     shape = (*base_point.shape[:-2], space.dim)
     normal = geometry.random_normal(shape, base_point, generator)
     root = torch.linalg.cholesky(base_point)
-    normal = _congruent(linear.combination(space, normal), root)
+    normal = congruent(linear.combination(space, normal), root)
     return normal / math.sqrt(geometry.outer_scale(space))
 
 
@@ -148,7 +150,7 @@ def _(space, mean, scale, generator=None):
 
 @geometry.wrapped_normal_log_prob.register(SPDMatrices, SPDAffineMetric)
 def _(space, point, mean, scale):
-    tangent = matrix_log(_whitened(point, torch.linalg.cholesky(mean)))
+    tangent = matrix_log(whiten(point, torch.linalg.cholesky(mean)))
     squared = geometry.outer_scale(space) * tangent.square().sum((-2, -1))
     value = -0.5 * squared / scale.square() - exp_log_volume(tangent)
     return value - geometry.log_kernel_normalizer(space, scale)

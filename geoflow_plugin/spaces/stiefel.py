@@ -24,7 +24,7 @@ from geoflow_plugin.geometry.dispatch import open_function, unsupported
 from geoflow_plugin.spaces.carried_normal import register_carried_normal
 from geoflow_plugin.spaces.frames import orthonormal_complement
 from geoflow_plugin.spaces.linear import skew_basis
-from geoflow_plugin.spaces.orthogonal import _polar_factor
+from geoflow_plugin.spaces.rotations import polar_factor
 
 
 @open_function
@@ -46,7 +46,7 @@ def _(space):
 @geometry.projection.register(Stiefel)
 def _(space, point):
     q, r = torch.linalg.qr(point)
-    return q @ _polar_factor(r)
+    return q @ polar_factor(r)
 
 
 @geometry.to_tangent.register(Stiefel)

@@ -13,10 +13,7 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
-import scipy.sparse as sp
 import torch
-from scipy.sparse.linalg import eigsh
 
 import geoflow_plugin as gf
 from geoflow_plugin.plotting import plot_density
@@ -28,24 +25,6 @@ def unit_mesh(path):
     mesh = MeshSurface.from_file(path)
     scale = (mesh.areas.sum() / (4 * math.pi)).sqrt()
     return MeshSurface((mesh.vertices - mesh.centroids.mean(0)) / scale, mesh.faces)
-
-
-def eigenfunction(mesh, k):
-    """Values at the vertices of the k-th eigenfunction of the cotangent Laplacian."""
-    vertices, faces, n = mesh.vertices.numpy(), mesh.faces.numpy(), len(mesh.vertices)
-    stiffness = sp.csr_matrix((n, n))
-    for i, j, corner in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
-        apex = vertices[faces[:, corner]]
-        a, b = vertices[faces[:, i]] - apex, vertices[faces[:, j]] - apex
-        weight = 0.5 * (a * b).sum(1) / np.linalg.norm(np.cross(a, b), axis=1)
-        stiffness += sp.csr_matrix((-weight, (faces[:, i], faces[:, j])), shape=(n, n))
-    stiffness = stiffness + stiffness.T
-    stiffness -= sp.diags(np.asarray(stiffness.sum(1)).ravel())
-    mass = sp.diags(np.bincount(faces.ravel(), mesh.areas.numpy().repeat(3) / 3, n))
-    start = np.ones(n)  # ARPACK's own is random
-    start[0] = 0
-    _, vectors = eigsh(stiffness.tocsc(), k + 1, mass.tocsc(), sigma=-1e-3, v0=start)
-    return torch.from_numpy(vectors[:, k])
 
 
 class FaceDensity(gf.Distribution):
@@ -78,16 +57,15 @@ def main(args):
     generator = torch.Generator().manual_seed(args.seed)
     torch.manual_seed(args.seed)
     mesh = unit_mesh(Path(folder) / "meshes" / "bunny_2502.obj.gz")
-    values = eigenfunction(mesh, args.eigenfunction)[mesh.faces].mean(1)
-    truth = FaceDensity(mesh, values.clamp_min(0))
+    _, functions = mesh.eigenfunctions(args.eigenfunction)
+    truth = FaceDensity(mesh, functions[mesh.faces, -1].mean(1).clamp_min(0))
     train, test = (
         truth.sample(n, generator=generator).float() for n in (args.points, args.points // 4)
     )
 
-    field = gf.networks.FourierField(mesh.shape, hidden=128, generator=generator)
-    mesh.equip_with_distribution("moser", field=field)
+    mesh.equip_with_distribution("moser")
     flow = mesh.distribution
-    flow.fit(train, max_steps=args.steps, learning_rate=3e-3, seed=args.seed, progress=False)
+    flow.fit(train, max_steps=args.steps, seed=args.seed, progress=False)
     kde = gf.KernelDensity(mesh).fit(train[: len(test)], seed=args.seed)
 
     with torch.no_grad():

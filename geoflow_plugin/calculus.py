@@ -36,7 +36,8 @@ def value_and_divergence(space, field, points, method="exact", n_probes=1, gener
         Points (n, *space.shape) to ambient vectors (n, *space.shape), or, where
         ``geometry.embed`` is not the identity, of images to vectors there. If it has a method
         ``value_and_trace(points, basis)``, which returns its vectors and the sum of
-        <e_i, Dw e_i> over a basis (dim, n, *space.shape), exact divergences use that.
+        <e_i, Dw e_i> over a basis (dim, n, *space.shape), exact divergences use that; on a
+        mesh, fields with a method ``fluxes()`` through its edges are known by these.
     points : torch.Tensor, shape=(n, *space.shape)
     method : {"exact", "hutchinson"}
         All dim directions of a tangent basis, or random ones.
@@ -63,7 +64,8 @@ def _value_and_divergence(space, field, points, method, n_probes, generator, see
     points = points.contiguous()  # forward mode cannot take expanded tensors
     interpolate = geometry.interpolation(space)
     if interpolate is not None:  # exact, and cheaper than any probe
-        return interpolate(lambda x: _vectors(field, x), points)
+        given = field if hasattr(field, "fluxes") else lambda x: _vectors(field, x)
+        return interpolate(given, points)
     directions = _directions(space, points, method, n_probes, generator)
     if method == "exact" and hasattr(field, "value_and_trace"):
         known = seen.closed_form(space, field, points, directions)

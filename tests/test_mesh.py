@@ -309,14 +309,6 @@ def test_fit_and_sample(rough, dtype):
     assert abs(chi_squared - freedom) < 5 * (2 * freedom) ** 0.5
 
 
-def test_default_field(rough):
-    x = gf.Uniform(rough).sample(1500)
-    x = x[x[:, 2] > 0.3]
-    rough.equip_with_distribution("moser")
-    flow = rough.distribution.fit(x, max_steps=3, progress=False)
-    assert float(flow.loss(x)) < geometry.log_volume(rough) - 0.05
-
-
 def test_what_rests_on_smoothness_is_refused(rough):
     flow = gf.MoserFlow(rough)
     with pytest.raises(TypeError, match="base: expected the uniform one"):
@@ -329,6 +321,130 @@ def test_what_rests_on_smoothness_is_refused(rough):
     with pytest.raises(TypeError, match="mesh among its factors"):
         gf.divergence(product, lambda x: x, geometry.random_uniform(product, 3))
     assert "wrapped_normal" not in gf.available_distributions(rough)
+
+
+# Eigenfunctions of the surface itself ------------------------------------------------------
+
+
+def test_eigenvalues_are_those_of_the_sphere():
+    mesh = MeshSurface(*icosphere(3))
+    values, functions = mesh.eigenfunctions(15)
+    assert torch.allclose(values[:3], torch.full((3,), 2.0).double(), rtol=1e-3)
+    assert torch.allclose(values[3:8], torch.full((5,), 6.0).double(), rtol=1e-2)
+    assert torch.allclose(values[8:], torch.full((7,), 12.0).double(), rtol=3e-2)
+    # the first three are linear functions of the array
+    fit = torch.linalg.lstsq(mesh.vertices, functions[:, :3])
+    assert (mesh.vertices @ fit.solution - functions[:, :3]).abs().max() < 1e-3
+    mass = torch.zeros(len(mesh.vertices)).double()
+    mass.index_add_(0, mesh.faces.flatten(), mesh.areas.repeat_interleave(3) / 3)
+    eye = torch.eye(15).double()
+    assert torch.allclose(functions.mT @ (mass[:, None] * functions), eye, atol=1e-10)
+
+
+def test_sparse_and_dense_eigenfunctions_agree(monkeypatch):
+    mesh = MeshSurface(*icosphere(2))
+    dense = mesh.eigenfunctions(20)[0]
+    monkeypatch.setattr("geoflow_plugin.spaces.mesh_spectrum._DENSE", 10)
+    assert torch.allclose(mesh.eigenfunctions(20)[0], dense, atol=1e-9)
+    # on two copies each comes twice, and no constant is among them
+    both = torch.cat([mesh.vertices, mesh.vertices + torch.tensor([3.0, 0, 0])])
+    two = MeshSurface(both, torch.cat([mesh.faces, mesh.faces + len(mesh.vertices)]))
+    twice = two.eigenfunctions(40)[0]
+    assert torch.allclose(twice, dense.repeat_interleave(2), atol=1e-9)
+
+
+def test_a_mesh_has_as_many_eigenfunctions_as_vertices():
+    vertices = np.concatenate([TETRAHEDRON, [[9.0, 9, 9]]])  # one belongs to no face
+    values, functions = MeshSurface(vertices, FACES).eigenfunctions(100)
+    assert len(values) == 3 and functions.shape == (5, 3)
+    assert not functions[4].any()
+    with pytest.raises(ValueError, match="n: expected an integer >= 1"):
+        MeshSurface(TETRAHEDRON, FACES).eigenfunctions(0)
+
+
+def _spectral(mesh, dtype=torch.float64, n=30):
+    made = gf.networks.EigenfunctionField(mesh, n, dtype=dtype)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        draw = torch.randn(n, generator=generator, dtype=torch.float64)
+        made.scaled_coefficients.copy_(draw / 30)
+    return made
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_divergence_of_a_spectral_field_is_its_series(rough, device, dtype):
+    made = _spectral(rough, dtype).to(device)
+    centroids = rough.centroids.to(device, dtype)
+    value = gf.divergence(rough, made, centroids)
+    _, functions = rough.eigenfunctions(30)
+    mean = functions[rough.faces].mean(1) * rough.areas.sum().sqrt()
+    expected = -mean @ made.coefficients.detach().cpu().double()
+    atol = 1e-9 if dtype == torch.float64 else 1e-3
+    assert value.dtype == dtype
+    assert torch.allclose(value.detach().cpu().double(), expected, atol=atol)
+    total = (value.detach().cpu().double() * rough.areas).sum()
+    assert abs(total) < (1e-12 if dtype == torch.float64 else 1e-4)
+    # the field itself is tangent, and carries what it says through the edges
+    vector, _ = value_and_divergence(rough, made, centroids)
+    assert torch.equal(made(centroids), vector)
+    normal = rough.tables(centroids).normal
+    assert (vector * normal).sum(-1).abs().max() < atol
+
+
+def test_spectral_flows_do_not_see_motions(rough):
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
+    turn = turn * torch.linalg.det(turn)
+    moved = MeshSurface(rough.vertices @ turn.mT + 1.0, rough.faces)
+    x = gf.Uniform(rough, dtype=torch.float64).sample(2000)
+    x = x[x[:, 2] > 0]
+    values = []
+    for mesh, points in ((rough, x), (moved, x @ turn.mT + 1.0)):
+        flow = gf.MoserFlow(mesh, field=gf.networks.EigenfunctionField(mesh, 40).double())
+        flow.fit(points, max_steps=1, learning_rate=1e-9, progress=False, seed=0)
+        values.append(flow.log_prob(points).detach())
+    assert torch.allclose(*values, atol=1e-5)
+
+
+def test_starting_from_diffused_data(rough):
+    x = gf.Uniform(rough).sample(2000, generator=torch.Generator().manual_seed(0))
+    everywhere, half = x, x[x[:, 2] > 0.3]
+    made = gf.networks.EigenfunctionField(rough, 40)
+    made.initialize(half)
+    flow = gf.MoserFlow(rough, field=made)
+    own = gf.Uniform(rough).sample(4000, generator=torch.Generator().manual_seed(1))
+    own = own[own[:, 2] > 0.3]
+    share = float(rough.areas[rough.centroids[:, 2] > 0.3].sum() / rough.areas.sum())
+    gain = float(flow.log_prob(own).detach().mean()) + geometry.log_volume(rough)
+    assert 0.5 * -math.log(share) < gain < -1.1 * math.log(share)
+    # where nothing is to be seen, next to nothing is
+    made.initialize(everywhere)
+    assert made.coefficients.norm() < 0.2
+
+
+def test_a_spectral_field_knows_its_mesh(rough, tmp_path):
+    other = MeshSurface(TETRAHEDRON, FACES)
+    made = _spectral(rough)
+    with pytest.raises(ValueError, match="field: expected one of this mesh, which has 6"):
+        gf.divergence(other, made, other.centroids)
+    with pytest.raises(TypeError, match="space: expected a MeshSurface, got Hypersphere"):
+        gf.networks.EigenfunctionField(Hypersphere(2))
+    with pytest.raises(ValueError, match="n_eigenfunctions: expected an integer >= 1"):
+        gf.networks.EigenfunctionField(other, 0)
+    flow = gf.MoserFlow(rough, field=made)
+    flow.save(tmp_path / "flow.gf")
+    again = gf.load(tmp_path / "flow.gf")
+    assert torch.equal(again.log_prob(rough.centroids), flow.log_prob(rough.centroids))
+
+
+def test_default_field(rough):
+    x = gf.Uniform(rough).sample(3000, generator=torch.Generator().manual_seed(0))
+    x = x[x[:, 2] > 0.3]
+    rough.equip_with_distribution("moser")
+    flow = rough.distribution.fit(x[300:], max_steps=50, progress=False)
+    assert isinstance(flow.field, gf.networks.EigenfunctionField)
+    share = float(rough.areas[rough.centroids[:, 2] > 0.3].sum() / rough.areas.sum())
+    gained = float(flow.log_prob(x[:300]).detach().mean()) + geometry.log_volume(rough)
+    assert 0.7 * -math.log(share) < gained < -1.1 * math.log(share)
 
 
 # Pictures and the example ----------------------------------------------------------------

@@ -27,8 +27,14 @@ from geoflow_plugin.distributions.moser_training import training_problem
 from geoflow_plugin.distributions.normalizer import Normalizer, in_parts
 from geoflow_plugin.distributions.uniform import Uniform
 from geoflow_plugin.layers.moser_transport import MoserTransport
-from geoflow_plugin.networks import ConditionalSourceField, FourierField, SourceField
+from geoflow_plugin.networks import (
+    ConditionalSourceField,
+    EigenfunctionField,
+    FourierField,
+    SourceField,
+)
 from geoflow_plugin.networks.context import Given, context_dim_of
+from geoflow_plugin.spaces.mesh import MeshSurface
 
 __all__ = ["MoserFlow"]
 
@@ -47,7 +53,8 @@ class MoserFlow(RejectionSampled):
         Points (n, *space.shape), or points and context, to ambient vectors of that shape;
         their tangential part is w. Where several arrays name one point, it sees
         ``geometry.embed(space, x)`` and returns vectors there. Default: a ``SourceField``,
-        which ``fit`` places on the data, over a ``FourierField``.
+        which ``fit`` places on the data, over a ``FourierField``; on a mesh, an
+        ``EigenfunctionField``.
     floor : float
         The positive part rho leaves 1 - A w alone above ``floor`` and tends to zero
         below it: rho(r) = floor^2 / (2 floor - r).
@@ -104,15 +111,7 @@ class MoserFlow(RejectionSampled):
         super().__init__(space, dtype)
         self._take_base(base)
         if field is None:
-            image = geometry.embed(space, geometry.origin(space)[None])
-            given = {"dtype": dtype}
-            given["background"] = FourierField(
-                image.shape[1:], context_dim=context_dim, dtype=dtype
-            )
-            if context_dim:
-                field = ConditionalSourceField(space, context_dim, **given)
-            else:
-                field = SourceField(space, **given)
+            field = _default_field(space, context_dim, dtype)
         elif context_dim:
             raise ValueError(
                 f"context_dim: is for the default field, got {context_dim!r} beside a "
@@ -282,6 +281,16 @@ class MoserFlow(RejectionSampled):
     def transport(self, **kwargs):
         """The invertible map from the base to the data; see ``MoserTransport``."""
         return MoserTransport(self, **kwargs)
+
+
+def _default_field(space, context_dim, dtype):
+    if isinstance(space, MeshSurface) and not context_dim:
+        return EigenfunctionField(space, dtype=dtype)
+    image = geometry.embed(space, geometry.origin(space)[None])
+    background = FourierField(image.shape[1:], context_dim=context_dim, dtype=dtype)
+    if context_dim:
+        return ConditionalSourceField(space, context_dim, background=background, dtype=dtype)
+    return SourceField(space, background=background, dtype=dtype)
 
 
 def _device_of(module):

@@ -9,6 +9,7 @@ from geoflow_plugin.networks.deep_potentials import (
     InputConvexPotential,
     TimeDependentPotential,
 )
+from geoflow_plugin.networks.eigenfunctions import EigenfunctionField
 from geoflow_plugin.networks.fields import FourierField
 from geoflow_plugin.networks.groups import cyclic, generate, permutations, sign_flip
 from geoflow_plugin.networks.lattice import LatticePotential, lattice_symmetries
@@ -18,6 +19,7 @@ from geoflow_plugin.networks.symmetric import SymmetricPotential
 
 __all__ = [
     "ConditionalSourceField",
+    "EigenfunctionField",
     "FourierField",
     "FourierPotential",
     "InputConvexPotential",

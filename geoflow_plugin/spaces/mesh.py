@@ -21,7 +21,9 @@ from geomstats.geometry.manifold import Manifold
 from scipy.spatial import cKDTree
 
 from geoflow_plugin import geometry
+from geoflow_plugin.geometry.checks import check_counts
 from geoflow_plugin.spaces.euclidean import euclidean
+from geoflow_plugin.spaces.mesh_spectrum import edge_fluxes, laplacian_eigenfunctions
 from geoflow_plugin.spaces.mesh_tables import (
     Tables,
     as_arrays,
@@ -115,6 +117,40 @@ class MeshSurface(Manifold):
         """Index of the face nearest to each point, (..., 3) -> (...,); no derivative."""
         return _NearestFace.apply(point, self)
 
+    def eigenfunctions(self, n):
+        """Eigenfunctions of minus the Laplacian of the surface, smoothest first.
+
+        By linear finite elements with lumped masses. Constants are left out.
+
+        Parameters
+        ----------
+        n : int
+            How many, at most: there are no more than vertices.
+
+        Returns
+        -------
+        eigenvalues : torch.Tensor, shape=(n,)
+            Ascending and positive.
+        functions : torch.Tensor, shape=(n_vertices, n)
+            Values at the vertices, orthonormal under the area.
+        """
+        check_counts(n=n)
+        return laplacian_eigenfunctions(self.vertices, self.faces, n)
+
+    def edge_fluxes(self, density):
+        """Fluxes of gradient fields whose divergences are given, each constant in a face.
+
+        Parameters
+        ----------
+        density : torch.Tensor, shape=(n_faces, k)
+            In double precision, with an integral of zero over each component of the mesh.
+
+        Returns
+        -------
+        flux : torch.Tensor, shape=(n_edges, k)
+        """
+        return edge_fluxes(self._tables[None], density)
+
     # What geomstats asks of a manifold: arrays in, arrays out, and tensors for tensors
 
     def belongs(self, point, atol=1e-6):
@@ -155,7 +191,8 @@ class _NearestFace(torch.autograd.Function):
 
     @staticmethod
     def forward(point, space):
-        face = _search(space, point.detach().double().cpu().reshape(-1, 3))
+        rounding = 4 * torch.finfo(point.dtype).eps * space._radius
+        face = _search(space, point.detach().double().cpu().reshape(-1, 3), rounding)
         return face.reshape(point.shape[:-1]).to(point.device)
 
     @staticmethod
@@ -175,10 +212,10 @@ class _NearestFace(torch.autograd.Function):
         return _NearestFace.apply(point.movedim(in_dims[0], 0), space), 0
 
 
-def _search(space, point):
+def _search(space, point, rounding):
     corners, n_sites = space.tables(point).corners, len(space._site_face)
     face = torch.zeros(len(point), dtype=torch.int64)
-    pending, count = torch.nonzero(point.isfinite().all(-1)).squeeze(-1), 8
+    pending, count = torch.nonzero(point.isfinite().all(-1)).squeeze(-1), 2
     while len(pending):
         count = min(count, n_sites)
         left = []
@@ -191,7 +228,7 @@ def _search(space, point):
             face[rows] = candidate.gather(1, least.indices[:, None]).squeeze(1)
             # no part of a face whose site is farther than this can be nearer
             sure = torch.from_numpy(away[:, -1]) >= least.values + space._reach
-            left.append(rows[~sure])
+            left.append(rows[~sure & (least.values > rounding)])  # not on the face already
         pending = torch.cat(left) if count < n_sites else pending[:0]
         count *= 4
     return face
@@ -267,7 +304,9 @@ def _(space):
         tables = space.tables(points)
         face = space.nearest_face(points)
         edge = tables.edge[face]
-        if edge.numel() < len(tables.conormal):
+        if hasattr(field, "fluxes"):
+            flux = _known_fluxes(field, tables)[edge]
+        elif edge.numel() < len(tables.conormal):
             flux = _fluxes(field, tables.nodes[edge], tables.conormal[edge])
         else:  # every edge once
             flux = _fluxes(field, tables.nodes, tables.conormal)[edge]
@@ -276,6 +315,16 @@ def _(space):
         return 0.5 * (density.unsqueeze(-1) * offset).sum(1), density.sum(1)
 
     return interpolate
+
+
+def _known_fluxes(field, tables):
+    flux = field.fluxes()
+    if flux.shape != tables.conormal.shape[:1]:
+        raise ValueError(
+            f"field: expected one of this mesh, which has {len(tables.conormal)} edges, got "
+            f"fluxes of shape {tuple(flux.shape)}."
+        )
+    return flux
 
 
 def _fluxes(field, nodes, conormal):

@@ -48,6 +48,18 @@ def _moser_on_mixture(dtype):
     return gf.MoserFlow(space, base, networks.FourierField((2, 2), 4, 8, dtype=dtype))
 
 
+def _mesh():
+    corners = [[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
+    return MeshSurface(corners, [[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]])
+
+
+def _on_a_mesh(dtype):
+    mesh = _mesh()
+    field = networks.EigenfunctionField(mesh, 2, dtype=dtype)
+    flow = gf.MoserFlow(mesh, field=field)
+    return flow.fit(points(mesh, 60, dtype), max_steps=3, progress=False)
+
+
 def _monge_ampere(dtype):
     flow = gf.MongeAmpereFlow(
         Euclidean(2),
@@ -120,6 +132,7 @@ MODELS = {
     ),
     "moser": _fitted_moser,
     "moser on a mixture": _moser_on_mixture,
+    "moser on a mesh": _on_a_mesh,
     "monge-ampere": _monge_ampere,
     "nested, time-dependent": _nested,
     "lattice": _lattice,
@@ -254,8 +267,7 @@ def test_spaces_come_back(name, tmp_path):
 
 
 def test_meshes_come_back(tmp_path):
-    corners = [[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]]
-    space = MeshSurface(corners, [[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]])
+    space = _mesh()
     gf.save(space, tmp_path / "mesh")
     again = gf.load(tmp_path / "mesh")
     assert torch.equal(again.vertices, space.vertices)

@@ -34,7 +34,6 @@ from geoflow_plugin.networks import (
     SourceField,
 )
 from geoflow_plugin.networks.context import Given, context_dim_of
-from geoflow_plugin.spaces.mesh import MeshSurface
 
 __all__ = ["MoserFlow"]
 
@@ -284,7 +283,7 @@ class MoserFlow(RejectionSampled):
 
 
 def _default_field(space, context_dim, dtype):
-    if isinstance(space, MeshSurface) and not context_dim:
+    if geometry.interpolation(space) is not None and not context_dim:
         return EigenfunctionField(space, dtype=dtype)
     image = geometry.embed(space, geometry.origin(space)[None])
     background = FourierField(image.shape[1:], context_dim=context_dim, dtype=dtype)

@@ -73,6 +73,7 @@ from geoflow_plugin.geometry.tangent import (
     retraction,
     safe_sqrt,
     sharp,
+    smooth_fluxes,
     tangent_basis,
     to_tangent,
 )
@@ -122,6 +123,7 @@ __all__ = [
     "retraction",
     "safe_sqrt",
     "sharp",
+    "smooth_fluxes",
     "squared_chord",
     "tangent_basis",
     "to_tangent",

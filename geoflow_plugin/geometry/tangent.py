@@ -297,6 +297,20 @@ def interpolation(space):
     return None
 
 
+@required_function
+def smooth_fluxes(space, n):
+    """Gradient fields in the eigenfunctions of the Laplacian of a space with edges.
+
+    Returns
+    -------
+    eigenvalues : torch.Tensor, shape=(n,)
+        The least positive ones, fewer if the space has fewer.
+    flux : torch.Tensor, shape=(n_edges, n)
+        Through the edges, of fields whose divergences are minus the eigenfunctions, which
+        have a mean square of one.
+    """
+
+
 # Moving on the space ------------------------------------------------------------------
 
 

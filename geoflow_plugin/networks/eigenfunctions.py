@@ -1,14 +1,18 @@
 """A field of gradients on a mesh, smooth on the surface itself."""
 
+from typing import NamedTuple
+
 import torch
 from torch import nn
+from torch.func import vmap
 
+from geoflow_plugin import geometry
 from geoflow_plugin.calculus import value_and_divergence
 from geoflow_plugin.geometry.checks import as_dtype, check_counts
-from geoflow_plugin.spaces.mesh import MeshSurface
 
 __all__ = ["EigenfunctionField"]
 
+_PART = 2048  # points at which all eigenfunctions are held
 _FLOOR = 1e-2  # of leave-one-out densities over the uniform one
 
 
@@ -42,7 +46,7 @@ class EigenfunctionField(nn.Module):
     Raises
     ------
     TypeError
-        For a space that is no MeshSurface.
+        For a space without edges.
     """
 
     eigenvalues: torch.Tensor
@@ -55,14 +59,11 @@ class EigenfunctionField(nn.Module):
     def __init__(self, space, n_eigenfunctions=400, dtype=None):
         super().__init__()
         dtype = as_dtype(dtype)
-        if not isinstance(space, MeshSurface):
-            raise TypeError(f"space: expected a MeshSurface, got {type(space).__qualname__}.")
         check_counts(n_eigenfunctions=n_eigenfunctions)
         self.space = space
-        eigenvalues, functions = space.eigenfunctions(n_eigenfunctions)
-        density = space.areas.sum().sqrt() * functions[space.faces].mean(1)
+        eigenvalues, flux = geometry.smooth_fluxes(space, n_eigenfunctions)
         self.register_buffer("eigenvalues", eigenvalues.to(dtype))
-        self.register_buffer("flux", -space.edge_fluxes(density).to(dtype))
+        self.register_buffer("flux", flux.to(dtype))
         self.scaled_coefficients = nn.Parameter(torch.zeros(len(eigenvalues), dtype=dtype))
 
     @property
@@ -109,7 +110,23 @@ class EigenfunctionField(nn.Module):
 
     def _values(self, points):
         """Eigenfunctions at points (n, 3), averaged over each face, shape=(n, k)."""
-        tables = self.space.tables(points)
-        face = self.space.nearest_face(points)
-        sign, flux = tables.sign[face], self.flux[tables.edge[face]]
-        return -(sign.unsqueeze(-1) * flux).sum(1) / tables.area[face].unsqueeze(-1)
+        interpolate = geometry.interpolation(self.space)
+
+        def eigenfunction(flux, x):
+            return -interpolate(Through(flux), x)[1]
+
+        parts = [
+            vmap(eigenfunction, in_dims=(1, None), out_dims=1)(self.flux, part)
+            for part in points.split(_PART)
+        ]
+        return torch.cat(parts)
+
+
+class Through(NamedTuple):
+    """A field that is known by its fluxes through edges."""
+
+    flux: torch.Tensor
+
+    def fluxes(self):
+        """Fluxes, shape=(n_edges,)."""
+        return self.flux

@@ -137,20 +137,6 @@ class MeshSurface(Manifold):
         check_counts(n=n)
         return laplacian_eigenfunctions(self.vertices, self.faces, n)
 
-    def edge_fluxes(self, density):
-        """Fluxes of gradient fields whose divergences are given, each constant in a face.
-
-        Parameters
-        ----------
-        density : torch.Tensor, shape=(n_faces, k)
-            In double precision, with an integral of zero over each component of the mesh.
-
-        Returns
-        -------
-        flux : torch.Tensor, shape=(n_edges, k)
-        """
-        return edge_fluxes(self._tables[None], density)
-
     # What geomstats asks of a manifold: arrays in, arrays out, and tensors for tensors
 
     def belongs(self, point, atol=1e-6):
@@ -315,6 +301,13 @@ def _(space):
         return 0.5 * (density.unsqueeze(-1) * offset).sum(1), density.sum(1)
 
     return interpolate
+
+
+@geometry.smooth_fluxes.register(MeshSurface)
+def _(space, n):
+    eigenvalues, functions = space.eigenfunctions(n)
+    density = space.areas.sum().sqrt() * functions[space.faces].mean(1)
+    return eigenvalues, edge_fluxes(space._tables[None], -density)
 
 
 def _known_fluxes(field, tables):

@@ -61,6 +61,9 @@ def laplacian_eigenfunctions(vertices, faces, n):
         below = -1e-3 / mass.sum()  # the matrix is singular at zero
         # of equal eigenvalues the last ones come late: a few more are asked for, and left out
         values, vectors = eigsh(symmetric, n + _MORE, sigma=below, v0=start)
+    # signs are free: the largest value is positive
+    largest = np.take_along_axis(vectors, np.abs(vectors).argmax(0)[None], 0)
+    vectors = vectors * np.sign(largest)
     functions = np.zeros((len(vertices), n - n_constant))
     functions[used] = (vectors / root[:, None])[:, n_constant:n]
     return torch.from_numpy(values[n_constant:n]), torch.from_numpy(functions)

@@ -1,11 +1,11 @@
 """Stiefel manifolds St(n, p): orthonormal frames of p columns in R^n.
 
 Their canonical metric, half Frobenius on what turns a frame within its span, makes them
-quotients of the rotations: St(n, 1) is a sphere and St(n, n - 1) is SO(n). It has no
-logarithm in closed form, so normal laws and kernels are carried by the Cayley map instead
-of the exponential. The two agree to second order, and the Cayley map is a diffeomorphism
-of the whole tangent space onto the frames X with I + C^T X invertible, C the centre: all
-but a null set (of O(n) = St(n, n), the component of the centre).
+quotients of the rotations: St(n, n - 1) is SO(n), and St(n, 1) a sphere, with its normal laws
+and kernels. Others have no logarithm in closed form, so that theirs are carried by the Cayley
+map instead of the exponential. The two agree to second order, and the Cayley map is a
+diffeomorphism of the whole tangent space onto the frames X with I + C^T X invertible, C the
+centre: all but a null set (of O(n) = St(n, n), the component of the centre).
 
 References
 ----------
@@ -17,6 +17,7 @@ References
 import math
 
 import torch
+from geomstats.geometry.hypersphere import Hypersphere
 from geomstats.geometry.stiefel import Stiefel, StiefelCanonicalMetric
 
 from geoflow_plugin import geometry
@@ -96,6 +97,25 @@ def _(space, point):
 def _(space, covector, base_point):
     turned = base_point @ (base_point.mT @ covector)
     return (covector + turned) / geometry.outer_scale(space)
+
+
+@geometry.frobenius_scale.register(StiefelCanonicalMetric)
+def _(metric):
+    return 1.0 if metric._space.p == 1 else None
+
+
+_SPHERES: dict[int, Hypersphere] = {}
+
+
+@geometry.model.register(Stiefel, StiefelCanonicalMetric)
+def _(space):
+    if space.p > 1:
+        return None
+    if space.n not in _SPHERES:
+        _SPHERES[space.n] = Hypersphere(space.n - 1)
+    return geometry.Model(
+        _SPHERES[space.n], lambda x: x.squeeze(-1), lambda y: y.unsqueeze(-1)
+    )
 
 
 def _generator(tangent_vec, base_point):

@@ -309,6 +309,12 @@ def test_fit_and_sample(rough, dtype):
     assert abs(chi_squared - freedom) < 5 * (2 * freedom) ** 0.5
 
 
+def test_a_mesh_obeys_the_laws(rough):
+    figures = gf.testing.check_space(rough, n=16)
+    assert figures["divergence obeys the product rule"] is None
+    assert figures["Stokes' theorem"] <= 4
+
+
 def test_what_rests_on_smoothness_is_refused(rough):
     flow = gf.MoserFlow(rough)
     with pytest.raises(TypeError, match="base: expected the uniform one"):

@@ -5,8 +5,9 @@ import torch
 from geoflow_plugin.distributions.checks import check_seed
 from geoflow_plugin.geometry.checks import check_counts
 from geoflow_plugin.geometry.dispatch import UnsupportedError
+from geoflow_plugin.testing import chance, laws, motion
+from geoflow_plugin.testing.case import Case
 from geoflow_plugin.testing.figures import raise_broken
-from geoflow_plugin.testing.laws import CHANCE, EXACT, Case
 
 
 def check_space(space, *, n=64, n_samples=4000, seed=0, dtype=torch.float64, device="cpu"):
@@ -40,7 +41,7 @@ def check_space(space, *, n=64, n_samples=4000, seed=0, dtype=torch.float64, dev
     check_seed(seed)
     case = Case(space, n, seed, dtype, device)
     figures, broken = {}, []
-    for law in EXACT:
+    for law in laws.LAWS + motion.LAWS:
         name = law.__name__[1:].replace("_", " ")
         try:
             figures[name] = law(case)
@@ -49,9 +50,9 @@ def check_space(space, *, n=64, n_samples=4000, seed=0, dtype=torch.float64, dev
             continue
         if not figures[name] <= case.finite_atol:
             broken.append(f"{name}: error {figures[name]:.3g}")
-    for name, chance in CHANCE.items():
+    for name, standard_errors_of in chance.LAWS.items():
         try:
-            figures[name] = chance(case, n_samples)
+            figures[name] = standard_errors_of(case, n_samples)
         except UnsupportedError:
             figures[name] = None
             continue

@@ -10,8 +10,11 @@ import geomstats.backend as gs
 import torch
 from geomstats.geometry.base import ImmersedSet, LevelSet, VectorSpaceOpenSet
 from geomstats.geometry.euclidean import Euclidean
+from geomstats.geometry.hypersphere import Hypersphere
+from geomstats.geometry.matrices import Matrices
 from geomstats.geometry.nfold_manifold import NFoldManifold
 from geomstats.geometry.riemannian_metric import RiemannianMetric
+from geomstats.geometry.special_orthogonal import SpecialOrthogonal
 from torch.func import jvp
 
 import geoflow_plugin as gf
@@ -96,6 +99,15 @@ class Doubled(RiemannianMetric):
 
     def inner_product(self, tangent_vec_a, tangent_vec_b, base_point=None):
         return 4.0 * gs.sum(tangent_vec_a * tangent_vec_b, axis=-1)
+
+
+class Uneven(RiemannianMetric):
+    """A multiple of the product of arrays that is not the same everywhere."""
+
+    def inner_product(self, tangent_vec_a, tangent_vec_b, base_point=None):
+        axes = tuple(range(-self._space.point_ndim, 0))
+        weight = 2.0 if base_point is None else 2.0 + gs.sum(base_point**2, axis=axes)
+        return weight * gs.sum(tangent_vec_a * tangent_vec_b, axis=axes)
 
 
 class HalfPlaneMetric(RiemannianMetric):
@@ -268,6 +280,45 @@ def coordinates():
     }
 
 
+def metrics():
+    """Known spaces under a metric nobody registered."""
+    spaces = {
+        "R2": Euclidean(2, equip=False),
+        "matrices": Matrices(2, 2, equip=False),
+        "S2": Hypersphere(2, equip=False),
+        "SO3": SpecialOrthogonal(3, equip=False),
+        "SO2 vectors": SpecialOrthogonal(2, point_type="vector", equip=False),
+        "SO3 vectors": SpecialOrthogonal(3, point_type="vector", equip=False),
+    }
+    found = {"names": {}, "gram": {}, "refused": []}
+    for name, space in spaces.items():
+        space.equip_with_metric(Uneven)
+        found["names"][name] = gf.available_distributions(space)
+        x = geometry.projection(space, torch.rand(10, *space.shape, dtype=torch.float64))
+        weight = 2 + x.flatten(1).square().sum(-1)
+        eye = torch.eye(space.dim, dtype=torch.float64)
+        found["gram"][name] = worst(geometry.gram(space, x) - weight[:, None, None] * eye)
+    plane = spaces["R2"]
+    x = torch.rand(10, 2, dtype=torch.float64)
+    for name in ("exp", "log", "dist"):
+        try:
+            getattr(geometry, name)(plane, x, x)
+        except TypeError:
+            found["refused"].append(name)
+    found["area"] = geometry.log_volume(spaces["S2"])
+    data = 0.5 * torch.randn(400, 2, dtype=torch.float64) + 1
+    laws = [
+        gf.WrappedNormal(plane).fit(data),
+        gf.KernelDensity(plane, [0.3]).fit(data[:50]),
+        gf.WrappedNormal(spaces["matrices"], scale=0.5, dtype=torch.float64),
+    ]
+    flow = gf.MoserFlow(plane)
+    laws.append(flow.fit(data, max_steps=10, progress=False))
+    seed = torch.Generator().manual_seed(0)
+    found["integrals"] = [gf.check_normalization(law, 5000, seed) for law in laws]
+    return found
+
+
 def worst(difference):
     """Largest absolute entry."""
     return float(difference.detach().abs().max())
@@ -276,5 +327,5 @@ def worst(difference):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    measures = (torus, circle, refusals, coordinates)
+    measures = (torus, circle, refusals, coordinates, metrics)
     print(json.dumps({measure.__name__: measure() for measure in measures}))

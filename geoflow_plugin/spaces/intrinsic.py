@@ -45,12 +45,14 @@ def register_fallback(cls, function, isometric=True):
 
 
 def require_autodiff(space):
-    """Refuse a space that only geomstats' own functions describe, unless torch runs them."""
+    """Refuse what only geomstats' own functions describe, unless torch runs them."""
     if not isinstance(euclidean(1).basis, torch.Tensor):  # an array of geomstats' backend
+        name, metric = type(space).__qualname__, geometry.bare_metric(space)
+        equipped = name if metric is None else f"{name} with {type(metric).__qualname__}"
         raise UnsupportedError(
-            f"space: {type(space).__qualname__} is known by its geomstats functions alone, "
-            "which torch can differentiate only under geomstats' pytorch backend; set the "
-            "environment variable GEOMSTATS_BACKEND=pytorch before geomstats is imported "
+            f"space: {equipped} is known by its geomstats functions alone, which torch "
+            "can differentiate only under geomstats' pytorch backend; set the environment "
+            "variable GEOMSTATS_BACKEND=pytorch before geomstats is imported "
             "(or register torch-native functions on geoflow_plugin.geometry)."
         )
 
@@ -79,6 +81,7 @@ def metric_inner_product(space, tangent_vec_a, tangent_vec_b, base_point):
     if constant_scale(space) is not None:
         default = geometry.inner_product.__wrapped__
         return default(space, tangent_vec_a, tangent_vec_b, base_point)
+    require_autodiff(space)
     arrays = torch.broadcast_tensors(tangent_vec_a, tangent_vec_b, base_point)
     flat = [array.reshape(-1, *space.shape) for array in arrays]
     value = in_double(space.metric.inner_product, *flat)
@@ -152,7 +155,6 @@ def _inside(space, point):
 
 @register_fallback(Manifold, geometry.inner_product)
 def _(space, tangent_vec_a, tangent_vec_b, base_point):
-    require_autodiff(space)
     return metric_inner_product(space, tangent_vec_a, tangent_vec_b, base_point)
 
 

@@ -161,6 +161,12 @@ def push_embedding(space, basis, base_point):
 # The metric --------------------------------------------------------------------------
 
 
+@open_function
+def metrics(space):
+    """The metric objects on which densities of a space depend, factors' included, a list."""
+    return [getattr(space, "metric", None)]
+
+
 def outer_scale(space):
     """Product of the constants by which ``space.metric`` is scaled from outside."""
     metric: Any = getattr(space, "metric", None)

@@ -15,6 +15,7 @@ from geomstats.geometry.lower_triangular_matrices import (
 )
 from geomstats.geometry.matrices import Matrices, MatricesDiagMetric
 from geomstats.geometry.skew_symmetric_matrices import SkewSymmetricMatrices
+from geomstats.geometry.special_euclidean import SpecialEuclideanMatricesLieAlgebra
 from geomstats.geometry.stratified.point_set import PointSetMetric
 from geomstats.geometry.symmetric_matrices import (
     HollowMatricesPermutationInvariantMetric,
@@ -111,6 +112,13 @@ def _(space, like):
 @linear_basis.register(SkewSymmetricMatrices)
 def _(space, like):
     return skew_basis(space.n, like)
+
+
+@linear_basis.register(SpecialEuclideanMatricesLieAlgebra)
+def _(space, like):
+    turns = torch.nn.functional.pad(skew_basis(space.n, like), (0, 1, 0, 1))
+    entries = [(k, k, space.n, 1.0) for k in range(space.n)]
+    return torch.cat([turns, _from_entries((space.n, *space.shape), entries, like)])
 
 
 @linear_basis.register(LowerTriangularMatrices)
@@ -224,6 +232,7 @@ for _cls in (
     SkewSymmetricMatrices,
     LowerTriangularMatrices,
     StrictlyLowerTriangularMatrices,
+    SpecialEuclideanMatricesLieAlgebra,
 ):
     register_linear_geometry(_cls)
     geometry.model.register(_cls)(_linear_model)

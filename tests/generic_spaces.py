@@ -150,6 +150,24 @@ def _(space):
     )
 
 
+class Bowl(ImmersedSet):
+    """A paraboloid over the plane."""
+
+    def __init__(self):
+        super().__init__(dim=2)
+
+    def _define_embedding_space(self):
+        return Euclidean(3)
+
+    def immersion(self, point):
+        height = gs.sum(point**2, axis=-1) / 2
+        return gs.stack([point[..., 0], point[..., 1], height], -1)
+
+
+class FilledBowl(Bowl):
+    """The same, said to be all of the plane."""
+
+
 class SpherePatch(ImmersedSet):
     """Polar coordinates of the unit sphere."""
 
@@ -319,6 +337,30 @@ def metrics():
     return found
 
 
+def models():
+    """What is said of coordinates without a model, and what one line makes of them."""
+    found = {"names": gf.available_distributions(Bowl()), "errors": []}
+    for cls in (gf.WrappedNormal, gf.KernelDensity, gf.MoserFlow):
+        try:
+            cls(Bowl())
+        except TypeError as error:
+            found["errors"].append(str(error))
+    # the line of the message, run as it stands
+    line = found["errors"][0].split("that is ")[1].split(", and laws")[0]
+    line = line.replace("(Bowl)", "(FilledBowl)")
+    exec(line, {"geometry": geometry, "Euclidean": Euclidean, "FilledBowl": FilledBowl})
+    bowl = FilledBowl()
+    found["filled"] = gf.available_distributions(bowl)
+    law = gf.WrappedNormal(bowl, scale=0.7, dtype=torch.float64)
+    x = law.sample(2000, generator=torch.Generator().manual_seed(0))
+    square = x.square().sum(-1)
+    flat = -0.5 * square / 0.49 - math.log(2 * math.pi * 0.49)
+    found["density"] = worst(law.log_prob(x) - flat + 0.5 * square.log1p())
+    flow = gf.MoserFlow(bowl).fit(x, max_steps=5, progress=False)
+    found["flow"] = gf.check_normalization(flow, 5000, torch.Generator().manual_seed(0))
+    return found
+
+
 def worst(difference):
     """Largest absolute entry."""
     return float(difference.detach().abs().max())
@@ -327,5 +369,5 @@ def worst(difference):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    measures = (torus, circle, refusals, coordinates, metrics)
+    measures = (torus, circle, refusals, coordinates, metrics, models)
     print(json.dumps({measure.__name__: measure() for measure in measures}))

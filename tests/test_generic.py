@@ -361,3 +361,15 @@ def test_unknown_metrics_are_honoured_where_torch_can_differentiate_them():
     assert found["area"] == pytest.approx(math.log(12 * math.pi), abs=0.01)
     for integral, error in found["integrals"]:
         assert abs(integral - 1) < 4 * error
+
+
+def test_coordinates_that_fill_the_plane_take_one_line():
+    found = figures()["models"]
+    assert found["names"] == []
+    assert len(found["errors"]) == 3
+    for message in found["errors"]:
+        assert message.startswith("space: Bowl") and "geometry.model.register(Bowl)" in message
+    assert found["filled"] == ["kernel_density", "monge_ampere", "moser", "wrapped_normal"]
+    assert found["density"] < 1e-12
+    integral, error = found["flow"]
+    assert abs(integral - 1) < 4 * error

@@ -168,3 +168,31 @@ def _(space, tangent_vec_a, tangent_vec_b, base_point):
     _, b = push(immersion, arrays[2], arrays[1])
     value = geometry.inner_product(space.embedding_space, a, b, image)
     return geometry.outer_scale(space) * value
+
+
+# What such a space lacks -------------------------------------------------------------------
+
+
+def _refuse_without_model(function):
+    """Tell whose coordinates nobody has said to fill a known space how to say so."""
+
+    @register_fallback(Manifold, function, isometric=False)
+    def _(space, *args):
+        if geometry.is_compact(space) or tuple(space.shape) != (space.dim,):
+            raise unsupported(space, function.__name__)
+        name, d = type(space).__qualname__, space.dim
+        raise UnsupportedError(
+            f"space: {name} has no {function.__name__}, since nobody said what its "
+            "coordinates fill; register its geoflow_plugin.geometry.model. Where every "
+            f"vector of R^{d} is a point, that is geometry.model.register({name})(lambda "
+            f"space: geometry.Model(Euclidean({d}), lambda x: x, lambda z: z, "
+            "isometric=False)), and laws are normal laws of the coordinates."
+        )
+
+
+for _function in (
+    geometry.wrapped_normal_log_prob,
+    geometry.log_kernel_normalizer,
+    geometry.chart,
+):
+    _refuse_without_model(_function)

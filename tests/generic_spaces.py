@@ -10,8 +10,11 @@ import geomstats.backend as gs
 import torch
 from geomstats.geometry.base import ImmersedSet, LevelSet, VectorSpaceOpenSet
 from geomstats.geometry.euclidean import Euclidean
+from geomstats.geometry.hypersphere import Hypersphere
+from geomstats.geometry.matrices import Matrices
 from geomstats.geometry.nfold_manifold import NFoldManifold
 from geomstats.geometry.riemannian_metric import RiemannianMetric
+from geomstats.geometry.special_orthogonal import SpecialOrthogonal
 from torch.func import jvp
 
 import geoflow_plugin as gf
@@ -98,6 +101,15 @@ class Doubled(RiemannianMetric):
         return 4.0 * gs.sum(tangent_vec_a * tangent_vec_b, axis=-1)
 
 
+class Uneven(RiemannianMetric):
+    """A multiple of the product of arrays that is not the same everywhere."""
+
+    def inner_product(self, tangent_vec_a, tangent_vec_b, base_point=None):
+        axes = tuple(range(-self._space.point_ndim, 0))
+        weight = 2.0 if base_point is None else 2.0 + gs.sum(base_point**2, axis=axes)
+        return weight * gs.sum(tangent_vec_a * tangent_vec_b, axis=axes)
+
+
 class HalfPlaneMetric(RiemannianMetric):
     """Poincare's, by its matrix."""
 
@@ -136,6 +148,24 @@ def _(space):
         lambda z: torch.stack([z[..., 0], z[..., 1].exp()], -1),
         isometric=False,
     )
+
+
+class Bowl(ImmersedSet):
+    """A paraboloid over the plane."""
+
+    def __init__(self):
+        super().__init__(dim=2)
+
+    def _define_embedding_space(self):
+        return Euclidean(3)
+
+    def immersion(self, point):
+        height = gs.sum(point**2, axis=-1) / 2
+        return gs.stack([point[..., 0], point[..., 1], height], -1)
+
+
+class FilledBowl(Bowl):
+    """The same, said to be all of the plane."""
 
 
 class SpherePatch(ImmersedSet):
@@ -268,6 +298,69 @@ def coordinates():
     }
 
 
+def metrics():
+    """Known spaces under a metric nobody registered."""
+    spaces = {
+        "R2": Euclidean(2, equip=False),
+        "matrices": Matrices(2, 2, equip=False),
+        "S2": Hypersphere(2, equip=False),
+        "SO3": SpecialOrthogonal(3, equip=False),
+        "SO2 vectors": SpecialOrthogonal(2, point_type="vector", equip=False),
+        "SO3 vectors": SpecialOrthogonal(3, point_type="vector", equip=False),
+    }
+    found = {"names": {}, "gram": {}, "refused": []}
+    for name, space in spaces.items():
+        space.equip_with_metric(Uneven)
+        found["names"][name] = gf.available_distributions(space)
+        x = geometry.projection(space, torch.rand(10, *space.shape, dtype=torch.float64))
+        weight = 2 + x.flatten(1).square().sum(-1)
+        eye = torch.eye(space.dim, dtype=torch.float64)
+        found["gram"][name] = worst(geometry.gram(space, x) - weight[:, None, None] * eye)
+    plane = spaces["R2"]
+    x = torch.rand(10, 2, dtype=torch.float64)
+    for name in ("exp", "log", "dist"):
+        try:
+            getattr(geometry, name)(plane, x, x)
+        except TypeError:
+            found["refused"].append(name)
+    found["area"] = geometry.log_volume(spaces["S2"])
+    data = 0.5 * torch.randn(400, 2, dtype=torch.float64) + 1
+    laws = [
+        gf.WrappedNormal(plane).fit(data),
+        gf.KernelDensity(plane, [0.3]).fit(data[:50]),
+        gf.WrappedNormal(spaces["matrices"], scale=0.5, dtype=torch.float64),
+    ]
+    flow = gf.MoserFlow(plane)
+    laws.append(flow.fit(data, max_steps=10, progress=False))
+    seed = torch.Generator().manual_seed(0)
+    found["integrals"] = [gf.check_normalization(law, 5000, seed) for law in laws]
+    return found
+
+
+def models():
+    """What is said of coordinates without a model, and what one line makes of them."""
+    found = {"names": gf.available_distributions(Bowl()), "errors": []}
+    for cls in (gf.WrappedNormal, gf.KernelDensity, gf.MoserFlow):
+        try:
+            cls(Bowl())
+        except TypeError as error:
+            found["errors"].append(str(error))
+    # the line of the message, run as it stands
+    line = found["errors"][0].split("that is ")[1].split(", and laws")[0]
+    line = line.replace("(Bowl)", "(FilledBowl)")
+    exec(line, {"geometry": geometry, "Euclidean": Euclidean, "FilledBowl": FilledBowl})
+    bowl = FilledBowl()
+    found["filled"] = gf.available_distributions(bowl)
+    law = gf.WrappedNormal(bowl, scale=0.7, dtype=torch.float64)
+    x = law.sample(2000, generator=torch.Generator().manual_seed(0))
+    square = x.square().sum(-1)
+    flat = -0.5 * square / 0.49 - math.log(2 * math.pi * 0.49)
+    found["density"] = worst(law.log_prob(x) - flat + 0.5 * square.log1p())
+    flow = gf.MoserFlow(bowl).fit(x, max_steps=5, progress=False)
+    found["flow"] = gf.check_normalization(flow, 5000, torch.Generator().manual_seed(0))
+    return found
+
+
 def worst(difference):
     """Largest absolute entry."""
     return float(difference.detach().abs().max())
@@ -276,5 +369,5 @@ def worst(difference):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    measures = (torus, circle, refusals, coordinates)
+    measures = (torus, circle, refusals, coordinates, metrics, models)
     print(json.dumps({measure.__name__: measure() for measure in measures}))

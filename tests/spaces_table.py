@@ -38,10 +38,20 @@ NOTES = """## Notes
 **Level sets and coordinates nobody registered.** Any user `LevelSet` (also with geomstats'
 five obligatory methods alone, or an oblique `to_tangent`), any `ImmersedSet` in its
 intrinsic coordinates and any space with a `metric_matrix` work under geomstats' pytorch
-backend (`GEOMSTATS_BACKEND=pytorch`); under numpy they are refused with that advice. The
+backend (`GEOMSTATS_BACKEND=pytorch`); under numpy they are refused with that advice. What
+coordinates fill nobody can guess: until `geometry.model` says so, in the one line that the
+refusal shows, there are fields, divergences and Laplacians, and no normal laws or kernels.
+`Euclidean` and the linear spaces of matrices under a metric nobody registered need no such
+line, small spheres have their uniform law as level sets; SO(n), Grassmannians and rotation
+vectors have no laws then. The
 uniform measure of a level set is a pool of 65,536 points from a shell, moved along the
 surface; its volume has a stated error (`spaces.level_set_measure.log_volume_error`), means
 over it share an error of 0.4 % of a standard deviation. Up to six numbers a point, compact.
+
+**Without a row.** Invariant metrics on SE(n) matrices, right-invariant ones on SE(n)
+vectors, and `GraphSpace` up to renumbering (stratified) are refused. `GraphSpace` itself is
+`Matrices`; `SpecialEuclideanMatricesLieAlgebra` is a linear space as others. SPD Lie-Cholesky
+has its log for 2 x 2 matrices alone.
 
 **Normal laws.** On spaces without cut locus, exp of a normal vector; on spheres, SO(n) and
 Kendall shapes the sum over all preimages; on Stiefel and Grassmann manifolds the Cayley map
@@ -70,7 +80,10 @@ R^7, invariants of the shape), and their vectors are projected and pulled back; 
 uniform), `PoincareBall.projection` for negative coordinates, orthogonal projectors of
 hyperboloid and SE(n), hollow matrices without their diagonal, and the Fisher metric of
 diagonal normal laws, whose `inner_product` takes variances for standard deviations while
-its `dist` does not (ours agrees with its `dist`).
+its `dist` does not (ours agrees with its `dist`). On SE(2) vectors geodesics are straight
+lines, as the metric matrix, the identity, says (geomstats' `exp` is another), and the
+Bures-Wasserstein distance of matrices of rank k agrees with a search for the nearest pair
+of factors, where geomstats' does not.
 
 **torch 2.13** gets second derivatives through forward mode of `linalg.solve`, `slogdet` and
 `det` wrong without a word; geometry uses `inv`, `cholesky`, `qr` and `solve_triangular`.

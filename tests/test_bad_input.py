@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from catalogue import CATALOGUE
 from conftest import make_space, points
 from geomstats.geometry.hpd_matrices import HPDMatrices
 from geomstats.geometry.hypersphere import Hypersphere
+from geomstats.geometry.product_manifold import ProductManifold
 
 import geoflow_plugin as gf
 from geoflow_plugin import geometry
@@ -476,3 +478,22 @@ def test_registering_what_is_no_distribution(value):
         gf.register_distribution("no distribution")(value)
     with refuses("distribution"):
         make_space("S2").equip_with_distribution("no distribution")
+
+
+DECOMPOSED = ["FullRankCorrelationMatrices(3) off-log", "RankKPSDMatrices(3, 2)", "product"]
+
+
+@pytest.mark.parametrize("value", [NAN, INF, 1e300])
+@pytest.mark.parametrize("name", DECOMPOSED)
+def test_points_that_cannot_be_decomposed_are_refused(name, value):
+    if name == "product":
+        factors = [Hypersphere(2), CATALOGUE[DECOMPOSED[0]]()]
+        space = ProductManifold(factors)
+    else:
+        space = CATALOGUE[name]()
+    x = gf.WrappedNormal(space, scale=0.3, dtype=torch.float64).sample(5)
+    geometry.check_points(space, x)
+    x[0] = value
+    message = "expected points on" if math.isfinite(value) else "expected finite points"
+    with pytest.raises(ValueError, match=f"x: {message}"):
+        geometry.check_points(space, x)

@@ -10,7 +10,9 @@ from conftest import make_space, points, run_under, spaces
 from geomstats.geometry.hpd_matrices import HPDMatrices
 from geomstats.geometry.hypersphere import Hypersphere, HypersphereMetric
 from geomstats.geometry.manifold import Manifold
-from geomstats.geometry.spd_matrices import SPDMatrices
+from geomstats.geometry.nfold_manifold import NFoldManifold
+from geomstats.geometry.product_manifold import ProductManifold
+from geomstats.geometry.spd_matrices import SPDBuresWassersteinMetric, SPDMatrices
 from geomstats.geometry.special_orthogonal import SpecialOrthogonal
 
 import geoflow_plugin as gf
@@ -70,6 +72,26 @@ def test_a_distribution_does_not_go_stale(space, kind):
     # made anew, it answers, and the metric that came back gives the same
     space.equip_with_distribution(kind)
     torch.testing.assert_close(space.distribution.log_prob(x), before)
+
+
+def test_a_distribution_on_a_product_watches_the_metrics_of_the_factors():
+    spd = SPDMatrices(2)
+    inner = ProductManifold([Hypersphere(1), spd])
+    products = [ProductManifold([inner, Hypersphere(2)]), NFoldManifold(spd, 2)]
+    for space in products:
+        x = gf.WrappedNormal(space).sample(4)
+        laws = [gf.WrappedNormal(space), gf.KernelDensity(space, [0.3]).fit(x)]
+        before = [law.log_prob(x) for law in laws]
+        kept = spd.metric
+        spd.equip_with_metric(SPDBuresWassersteinMetric)
+        for law in laws:
+            with pytest.raises(ValueError, match="space: .*metric changed"):
+                law.log_prob(x)
+            with pytest.raises(ValueError, match="space: .*metric changed"):
+                law.sample(2)
+        spd.metric = kept
+        for law, value in zip(laws, before, strict=True):
+            torch.testing.assert_close(law.log_prob(x), value)
 
 
 def test_equip_with_metric_as_geomstats_does_it():

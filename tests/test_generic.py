@@ -4,6 +4,7 @@ import functools
 import math
 import pathlib
 
+import generic_spaces
 import geomstats.backend as gs
 import numpy as np
 import pytest
@@ -12,6 +13,14 @@ from catalogue import CATALOGUE
 from conftest import run_under
 from geomstats.geometry.base import LevelSet
 from geomstats.geometry.euclidean import Euclidean
+from geomstats.geometry.grassmannian import Grassmannian
+from geomstats.geometry.hypersphere import Hypersphere
+from geomstats.geometry.invariant_metric import InvariantMetric
+from geomstats.geometry.matrices import Matrices
+from geomstats.geometry.pre_shape import PreShapeSpace
+from geomstats.geometry.special_orthogonal import SpecialOrthogonal
+from geomstats.geometry.stratified.graph_space import GraphSpace
+from geomstats.geometry.symmetric_matrices import SymmetricMatrices
 from geomstats.information_geometry.gamma import GammaDistributions
 from scipy import special
 
@@ -275,3 +284,92 @@ def test_without_autodiff_the_error_says_what_to_set():
         with pytest.raises(TypeError, match="space: Sphere .*GEOMSTATS_BACKEND=pytorch"):
             call()
     assert gf.available_distributions(Sphere()) == []
+
+
+# Metrics that nobody registered, on spaces that are known -----------------------------------
+
+
+def _invariant():
+    space = SpecialOrthogonal(3, equip=False)
+    matrix = gs.array(np.diag([1.0, 2.0, 3.0]))
+    return space.equip_with_metric(InvariantMetric, metric_mat_at_identity=matrix)
+
+
+UNKNOWN = {
+    "R2": lambda: Euclidean(2, equip=False),
+    "S2": lambda: Hypersphere(2, equip=False),
+    "SO3": lambda: SpecialOrthogonal(3, equip=False),
+    "SO2 vectors": lambda: SpecialOrthogonal(2, point_type="vector", equip=False),
+    "SO3 vectors": lambda: SpecialOrthogonal(3, point_type="vector", equip=False),
+    "Grassmannian": lambda: Grassmannian(3, 1, equip=False),
+    "pre-shapes": lambda: PreShapeSpace(4, 2, equip=False),
+    "matrices": lambda: Matrices(2, 2, equip=False),
+    "symmetric": lambda: SymmetricMatrices(2, equip=False),
+}
+
+
+@pytest.mark.parametrize("name", [*UNKNOWN, "left-invariant SO3"])
+def test_an_unknown_metric_is_never_taken_for_a_known_one(name):
+    if name in UNKNOWN:
+        space = UNKNOWN[name]()
+        space.equip_with_metric(generic_spaces.Uneven)
+    else:
+        space = _invariant()
+    metric = type(space.metric).__name__
+    base = geometry.origin(space)[None]
+    tangent = geometry.tangent_basis(space, base)[:, 0]
+    for call in (
+        lambda: geometry.exp(space, tangent, base),
+        lambda: geometry.log(space, base, base),
+        lambda: geometry.dist(space, base, base),
+        lambda: geometry.log_volume(space),
+    ):
+        with pytest.raises(TypeError, match=rf"with (metric )?{metric}"):
+            call()
+    makers = (gf.Uniform, gf.WrappedNormal, gf.KernelDensity, gf.MoserFlow)
+    calls = [lambda cls=cls: cls(space) for cls in makers]
+    calls.append(lambda: geometry.inner_product(space, tangent, tangent, base))
+    calls.append(lambda: gf.divergence(space, torch.sin, base))
+    for call in calls:
+        advice = rf"with {metric} is known by its geomstats .*GEOMSTATS_BACKEND=pytorch"
+        with pytest.raises(TypeError, match=advice):
+            call()
+    assert gf.available_distributions(space) == []
+
+
+def test_graphs_up_to_renumbering_are_refused():
+    graphs = GraphSpace(3)
+    graphs.equip_with_group_action("permutations")
+    graphs.equip_with_quotient()
+    assert gf.available_distributions(graphs.quotient) == []
+    with pytest.raises(TypeError, match="GraphSpaceQuotientMetric .* stratified"):
+        gf.WrappedNormal(graphs.quotient)
+    assert "wrapped_normal" in gf.available_distributions(graphs)
+
+
+def test_unknown_metrics_are_honoured_where_torch_can_differentiate_them():
+    found = figures()["metrics"]
+    everywhere = ["kernel_density", "monge_ampere", "moser", "wrapped_normal"]
+    for name, laws in {"R2": everywhere, "matrices": everywhere, "SO3": []}.items():
+        assert found["names"][name] == laws
+    assert found["names"]["S2"] == ["monge_ampere", "moser", "uniform"]
+    assert found["names"]["SO2 vectors"] == found["names"]["SO3 vectors"] == []
+    for name, error in found["gram"].items():
+        assert error < 1e-12, name
+    assert found["refused"] == ["exp", "log", "dist"]
+    # (2 + 1) times the flat metric, on the unit sphere
+    assert found["area"] == pytest.approx(math.log(12 * math.pi), abs=0.01)
+    for integral, error in found["integrals"]:
+        assert abs(integral - 1) < 4 * error
+
+
+def test_coordinates_that_fill_the_plane_take_one_line():
+    found = figures()["models"]
+    assert found["names"] == []
+    assert len(found["errors"]) == 3
+    for message in found["errors"]:
+        assert message.startswith("space: Bowl") and "geometry.model.register(Bowl)" in message
+    assert found["filled"] == ["kernel_density", "monge_ampere", "moser", "wrapped_normal"]
+    assert found["density"] < 1e-12
+    integral, error = found["flow"]
+    assert abs(integral - 1) < 4 * error

@@ -13,7 +13,10 @@ from geomstats.geometry.heisenberg import HeisenbergVectors
 from geomstats.geometry.hypersphere import Hypersphere
 from geomstats.geometry.invariant_metric import InvariantMetric
 from geomstats.geometry.pre_shape import PreShapeSpace
-from geomstats.geometry.special_euclidean import SpecialEuclidean
+from geomstats.geometry.special_euclidean import (
+    SpecialEuclidean,
+    SpecialEuclideanMatricesLieAlgebra,
+)
 from geomstats.geometry.special_orthogonal import SpecialOrthogonal
 from geomstats.geometry.stiefel import Stiefel
 from torch.func import grad, jacfwd, jvp, vmap
@@ -21,6 +24,7 @@ from torch.func import grad, jacfwd, jvp, vmap
 import geoflow_plugin as gf
 from geoflow_plugin import geometry
 from geoflow_plugin.calculus import divergence
+from geoflow_plugin.testing import check_distribution, check_space
 
 
 def _doubled(space):
@@ -398,3 +402,17 @@ def test_refusals():
             geometry.log_volume_element(space, torch.zeros(1, *space.shape))
         with pytest.raises(TypeError):
             gf.WrappedNormal(space)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_infinitesimal_rigid_motions_are_a_flat_space(n):
+    space = SpecialEuclideanMatricesLieAlgebra(n)
+    check_space(space)
+    law = gf.WrappedNormal(space, scale=0.5, dtype=torch.float64)
+    check_distribution(law, n=200)
+    x = law.sample(20)
+    assert space.belongs(x.numpy()).all()
+    # the metric is the Frobenius product of matrices, of all entries
+    squared = x.square().sum((-2, -1))
+    expected = -0.5 * squared / 0.25 - 0.5 * space.dim * math.log(2 * math.pi * 0.25)
+    torch.testing.assert_close(law.log_prob(x), expected)

@@ -344,3 +344,8 @@ def test_landmarks_on_a_line_in_space_are_no_regular_shape():
     x = geometry.projection(shapes(5, 3), line)
     assert not bool(geometry.belongs(shapes(5, 3), x))
     assert bool(geometry.belongs(shapes(5, 2), geometry.projection(shapes(5, 2), line[:, :2])))
+
+
+@smallest
+def test_no_shapes_are_drawn_when_none_are_asked_for(k, m):
+    assert gf.Uniform(shapes(k, m)).sample(0).shape == (0, k, m)

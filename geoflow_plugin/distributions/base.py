@@ -1,5 +1,7 @@
 """The contract of a distribution on a space."""
 
+import operator
+
 import numpy as np
 import torch
 from normflows.distributions import BaseDistribution
@@ -38,7 +40,7 @@ class Distribution(BaseDistribution):
         super().__init__()
         geometry.log_volume_element(space, geometry.origin(space)[None])
         self.space = space
-        self._metric = getattr(space, "metric", None)
+        self._metrics = geometry.metrics(space)
         anchor = torch.zeros((), dtype=as_dtype(dtype))
         self.register_buffer("_anchor", anchor, persistent=False)
 
@@ -195,7 +197,8 @@ class Distribution(BaseDistribution):
         return {"context": context}
 
     def _check_metric(self):
-        if getattr(self.space, "metric", None) is not self._metric:
+        now = geometry.metrics(self.space)
+        if len(now) != len(self._metrics) or any(map(operator.is_not, now, self._metrics)):
             raise ValueError(
                 f"space: its metric changed after this {type(self).__name__} was made, "
                 "and densities are relative to the metric's volume; make it anew "

@@ -30,11 +30,18 @@ class Uniform(Distribution):
                 f"space: {type(space).__qualname__} has infinite volume, hence no "
                 "uniform distribution; use WrappedNormal."
             )
+        geometry.unit_cube_dim(space)  # refuses a metric of no known uniform measure
 
     @classmethod
     def supports(cls, space):
-        """Whether the space is known and compact."""
-        return super().supports(space) and geometry.is_compact(space)
+        """Whether the space is known and compact, and its measure known."""
+        try:
+            compact = geometry.is_compact(space)
+            if compact:
+                geometry.unit_cube_dim(space)
+        except (TypeError, AttributeError):
+            return False
+        return compact and super().supports(space)
 
     def _log_prob(self, x):
         # zero times x keeps batching and derivatives of any transform alive

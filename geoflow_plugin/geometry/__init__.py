@@ -11,6 +11,10 @@ another package adds a space by registering on them::
     @geometry.inner_product.register(MySpace, MyMetric)
     def _(space, tangent_vec_a, tangent_vec_b, base_point): ...
 
+What holds under a constant multiple of the product of arrays alone is registered under
+``FlatMetric``; under any other metric the space is then served by what is generic, or
+refused.
+
 One idea carries all of it. A point's array has an ordinary flat (Frobenius) geometry;
 ``tangent_basis`` is orthonormal there. The metric enters only through
 ``log_volume_element`` (log of Riemannian over flat volume) and ``sharp`` (flat gradient
@@ -23,7 +27,7 @@ from geoflow_plugin.geometry.checks import (
     belongs,
     check_points,
 )
-from geoflow_plugin.geometry.dispatch import bare_metric
+from geoflow_plugin.geometry.dispatch import FlatMetric, bare_metric, frobenius_scale
 from geoflow_plugin.geometry.measures import (
     chart,
     chart_inverse,
@@ -53,7 +57,6 @@ from geoflow_plugin.geometry.tangent import (
     dist,
     embed,
     exp,
-    frobenius_scale,
     frobenius_weight,
     gram,
     inner_product,
@@ -64,6 +67,7 @@ from geoflow_plugin.geometry.tangent import (
     log_volume_element,
     mean_curvature,
     metric_scale,
+    metrics,
     model,
     origin,
     outer_scale,
@@ -79,6 +83,7 @@ from geoflow_plugin.geometry.tangent import (
 )
 
 __all__ = [
+    "FlatMetric",
     "Model",
     "bare_metric",
     "belongs",
@@ -107,6 +112,7 @@ __all__ = [
     "log_volume_element",
     "mean_curvature",
     "metric_scale",
+    "metrics",
     "model",
     "model_log_volume",
     "origin",

@@ -53,9 +53,11 @@ def belongs(space, point, atol=None):
     -------
     torch.Tensor of bool, shape=(...,)
     """
-    if atol is None:
-        atol = 1e-6 if point.dtype == torch.float64 else 1e-4
-    return constraint_residual(space, point) <= atol
+    return constraint_residual(space, point) <= (_tolerance(point) if atol is None else atol)
+
+
+def _tolerance(point):
+    return 1e-6 if point.dtype == torch.float64 else 1e-4
 
 
 def check_points(space, point, name="x", dtype=None, device=None, allow_empty=False):
@@ -106,14 +108,17 @@ def check_points(space, point, name="x", dtype=None, device=None, allow_empty=Fa
         return
     try:
         finite = bool(point.detach().isfinite().all())
-        residual = constraint_residual(space, point.detach())
-        far = float(residual.max()) if residual.numel() else 0.0
     except RuntimeError:
         # Under torch.func.vmap values cannot be looked at; shapes were.
         return
     if not finite:
         raise ValueError(f"{name}: expected finite points, got NaN or infinity.")
-    if residual.numel() and not bool(belongs(space, point.detach()).all()):
+    try:
+        residual = constraint_residual(space, point.detach())
+    except torch.linalg.LinAlgError:  # too far off to be decomposed
+        residual = point.new_full((len(point),), math.inf)
+    if not bool((residual <= _tolerance(point)).all()):
+        far = float(residual.max())
         raise ValueError(
             f"{name}: expected points on {type(space).__qualname__}, got a constraint "
             f"residual of {far:.3g}; project them first "

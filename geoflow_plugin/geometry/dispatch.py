@@ -5,8 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 __all__ = [
+    "FlatMetric",
     "UnsupportedError",
     "bare_metric",
+    "frobenius_scale",
     "open_function",
     "required_function",
     "unsupported",
@@ -15,6 +17,14 @@ __all__ = [
 
 class UnsupportedError(TypeError):
     """A space, or its metric, on which nobody registered what was asked for."""
+
+
+class FlatMetric:
+    """Stands for every metric that ``frobenius_scale`` knows, and for none at all.
+
+    ``function.register(Space, FlatMetric)`` serves a space as long as its metric is a
+    constant times the product of arrays.
+    """
 
 
 def unsupported(space, what):
@@ -34,8 +44,9 @@ def open_function(function):
 
     ``function.register(Space)`` serves a class and those below it;
     ``function.register(Space, Metric)`` serves it under one class of metrics, which
-    goes first. The metric under a ``ScalarProductMetric`` counts, so that an
-    implementation has to heed ``geometry.outer_scale``. The body serves every class
+    goes first, and ``function.register(Space, FlatMetric)`` under the flat ones. The
+    metric under a ``ScalarProductMetric`` counts, so that an implementation has to heed
+    ``geometry.outer_scale``. The body serves every class
     without an implementation of its own; ``function.find(space)`` is what serves a
     space. A dictionary and a walk along the MRO instead of ``functools.singledispatch``,
     whose cache ``torch.compile`` cannot trace.
@@ -50,6 +61,8 @@ def open_function(function):
                     for metric_class in _metric_classes(space):
                         if metric_class in by_metric:
                             return by_metric[metric_class]
+                    if FlatMetric in by_metric and _is_flat(space):
+                        return by_metric[FlatMetric]
                 if None in by_metric:
                     return by_metric[None]
         return function
@@ -91,3 +104,17 @@ def required_function(function):
         raise unsupported(space, function.__name__)
 
     return open_function(refuse)
+
+
+@open_function
+def frobenius_scale(metric):
+    """Constant c of a metric that is c times the Frobenius product on tangent vectors.
+
+    Dispatched on the class of the *metric*; None for a metric that is no such multiple.
+    """
+    return None
+
+
+def _is_flat(space):
+    metric = bare_metric(space)
+    return metric is None or frobenius_scale(metric) is not None

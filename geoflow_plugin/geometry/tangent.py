@@ -7,7 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch.func import vmap
 
-from geoflow_plugin.geometry.dispatch import open_function, required_function, unsupported
+from geoflow_plugin.geometry.dispatch import (
+    frobenius_scale,
+    open_function,
+    required_function,
+    unsupported,
+)
 from geoflow_plugin.geometry.forward_mode import jvp, scaled
 
 # Another space in disguise ------------------------------------------------------------
@@ -157,12 +162,9 @@ def push_embedding(space, basis, base_point):
 
 
 @open_function
-def frobenius_scale(metric):
-    """Constant c of a metric that is c times the Frobenius product on tangent vectors.
-
-    Dispatched on the class of the *metric*; None for a metric that is no such multiple.
-    """
-    return None
+def metrics(space):
+    """The metric objects on which densities of a space depend, factors' included, a list."""
+    return [getattr(space, "metric", None)]
 
 
 def outer_scale(space):

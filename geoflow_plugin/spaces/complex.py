@@ -13,7 +13,6 @@ from geomstats.geometry.hermitian_matrices import HermitianMatrices
 
 from geoflow_plugin import geometry
 from geoflow_plugin.spaces import linear
-from geoflow_plugin.spaces.euclidean import add, subtract
 from geoflow_plugin.spaces.hyperbolic import hyperboloid
 from geoflow_plugin.spaces.matrix_functions import (
     bracket_log_volume,
@@ -43,9 +42,7 @@ def register_flat_view(cls):
     """
     register_open_view(cls)
     linear.register_linear_geometry(cls)
-    geometry.model.register(cls)(linear.flat_model)
-    geometry.exp.register(cls)(add)
-    geometry.log.register(cls)(subtract)
+    linear.register_constant_metric(cls, geometry.FlatMetric, linear.flat_model)
 
 
 class RealComplexMatrices(RealView, of=ComplexMatrices):

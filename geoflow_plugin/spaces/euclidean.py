@@ -1,4 +1,8 @@
-"""Euclidean space under any constant metric, and the flat metrics of arrays."""
+"""Euclidean space under any constant metric, and the flat metrics of arrays.
+
+Under any other metric it keeps its flat tangent geometry and is its own ``model``, one that
+is not isometric: normal laws along straight lines, with the exact change of volume.
+"""
 
 import math
 
@@ -70,17 +74,30 @@ def _(space, point):
     return torch.zeros_like(point[..., 0])
 
 
-@geometry.exp.register(Euclidean)
+@geometry.exp.register(Euclidean, geometry.FlatMetric)
+@geometry.exp.register(Euclidean, EuclideanMetric)
 @geometry.retraction.register(Euclidean)
 def add(space, tangent_vec, base_point):
     """Exponential along straight lines."""
     return base_point + tangent_vec
 
 
-@geometry.log.register(Euclidean)
+@geometry.log.register(Euclidean, geometry.FlatMetric)
+@geometry.log.register(Euclidean, EuclideanMetric)
 def subtract(space, point, base_point):
     """Logarithm along straight lines."""
     return point - base_point
+
+
+@geometry.model.register(Euclidean)
+def _(space):
+    return geometry.Model(euclidean(space.dim), lambda x: x, lambda z: z, isometric=False)
+
+
+@geometry.model.register(Euclidean, geometry.FlatMetric)
+@geometry.model.register(Euclidean, EuclideanMetric)
+def _(space):
+    return None  # known by itself
 
 
 @geometry.is_compact.register(Euclidean)
@@ -95,19 +112,22 @@ def has_flat_metric(space):
     return metric is None or geometry.frobenius_scale(metric) is not None
 
 
-@geometry.wrapped_normal_log_prob.register(Euclidean)
+@geometry.wrapped_normal_log_prob.register(Euclidean, geometry.FlatMetric)
+@geometry.wrapped_normal_log_prob.register(Euclidean, EuclideanMetric)
 def _(space, point, mean, scale):
     squared = _whiten(space, point - mean).square().sum(-1)
     normalizer = space.dim * (0.5 * math.log(2 * math.pi) + scale.log())
     return -0.5 * squared / scale.square() - normalizer
 
 
-@geometry.log_kernel_normalizer.register(Euclidean)
+@geometry.log_kernel_normalizer.register(Euclidean, geometry.FlatMetric)
+@geometry.log_kernel_normalizer.register(Euclidean, EuclideanMetric)
 def _(space, bandwidth):
     return space.dim * (0.5 * math.log(2 * math.pi) + bandwidth.log())
 
 
-@geometry.random_kernel.register(Euclidean)
+@geometry.random_kernel.register(Euclidean, geometry.FlatMetric)
+@geometry.random_kernel.register(Euclidean, EuclideanMetric)
 def _(space, center, bandwidth, generator=None):
     normal = geometry.random_tangent_normal(space, center, generator)
     return center + bandwidth[:, None] * normal

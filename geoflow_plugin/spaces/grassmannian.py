@@ -89,13 +89,13 @@ def _(space, point):
 # Moving on the space ------------------------------------------------------------------
 
 
-@geometry.exp.register(Grassmannian)
+@geometry.exp.register(Grassmannian, geometry.FlatMetric)
 def _(space, tangent_vec, base_point):
     rotation = torch.linalg.matrix_exp(_bracket(tangent_vec, base_point))
     return rotation @ base_point @ rotation.mT
 
 
-@geometry.log.register(Grassmannian)
+@geometry.log.register(Grassmannian, geometry.FlatMetric)
 def _(space, point, base_point):
     # the product of the reflections in two planes turns by twice the angles between them
     eye = torch.eye(space.n, dtype=point.dtype, device=point.device)
@@ -119,19 +119,19 @@ def _(space):
     return True
 
 
-@geometry.log_volume.register(Grassmannian)
+@geometry.log_volume.register(Grassmannian, geometry.FlatMetric)
 def _(space):
     # frames over the frames of one plane; the quotient metric is half of Frobenius
     frames = log_volume_of_frames(space.n, space.p) - log_volume_of_frames(space.p, space.p)
     return frames + 0.5 * space.dim * math.log(2 * geometry.metric_scale(space))
 
 
-@geometry.unit_cube_dim.register(Grassmannian)
+@geometry.unit_cube_dim.register(Grassmannian, geometry.FlatMetric)
 def _(space):
     return space.n * space.p
 
 
-@geometry.uniform_from_cube.register(Grassmannian)
+@geometry.uniform_from_cube.register(Grassmannian, geometry.FlatMetric)
 def _(space, cube):
     frame = uniform_frames(cube, space.n, space.p)
     return frame @ frame.mT
@@ -160,4 +160,4 @@ def _graph_separation(space, point, center):
     return torch.where(reached, squared, math.inf), torch.where(reached, log_volume, 0)
 
 
-register_carried_normal((Grassmannian,), _graph_separation, _graph)
+register_carried_normal((Grassmannian, geometry.FlatMetric), _graph_separation, _graph)

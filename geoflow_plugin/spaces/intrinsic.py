@@ -45,12 +45,14 @@ def register_fallback(cls, function, isometric=True):
 
 
 def require_autodiff(space):
-    """Refuse a space that only geomstats' own functions describe, unless torch runs them."""
+    """Refuse what only geomstats' own functions describe, unless torch runs them."""
     if not isinstance(euclidean(1).basis, torch.Tensor):  # an array of geomstats' backend
+        name, metric = type(space).__qualname__, geometry.bare_metric(space)
+        equipped = name if metric is None else f"{name} with {type(metric).__qualname__}"
         raise UnsupportedError(
-            f"space: {type(space).__qualname__} is known by its geomstats functions alone, "
-            "which torch can differentiate only under geomstats' pytorch backend; set the "
-            "environment variable GEOMSTATS_BACKEND=pytorch before geomstats is imported "
+            f"space: {equipped} is known by its geomstats functions alone, which torch "
+            "can differentiate only under geomstats' pytorch backend; set the environment "
+            "variable GEOMSTATS_BACKEND=pytorch before geomstats is imported "
             "(or register torch-native functions on geoflow_plugin.geometry)."
         )
 
@@ -79,6 +81,7 @@ def metric_inner_product(space, tangent_vec_a, tangent_vec_b, base_point):
     if constant_scale(space) is not None:
         default = geometry.inner_product.__wrapped__
         return default(space, tangent_vec_a, tangent_vec_b, base_point)
+    require_autodiff(space)
     arrays = torch.broadcast_tensors(tangent_vec_a, tangent_vec_b, base_point)
     flat = [array.reshape(-1, *space.shape) for array in arrays]
     value = in_double(space.metric.inner_product, *flat)
@@ -152,7 +155,6 @@ def _inside(space, point):
 
 @register_fallback(Manifold, geometry.inner_product)
 def _(space, tangent_vec_a, tangent_vec_b, base_point):
-    require_autodiff(space)
     return metric_inner_product(space, tangent_vec_a, tangent_vec_b, base_point)
 
 
@@ -166,3 +168,31 @@ def _(space, tangent_vec_a, tangent_vec_b, base_point):
     _, b = push(immersion, arrays[2], arrays[1])
     value = geometry.inner_product(space.embedding_space, a, b, image)
     return geometry.outer_scale(space) * value
+
+
+# What such a space lacks -------------------------------------------------------------------
+
+
+def _refuse_without_model(function):
+    """Tell whose coordinates nobody has said to fill a known space how to say so."""
+
+    @register_fallback(Manifold, function, isometric=False)
+    def _(space, *args):
+        if geometry.is_compact(space) or tuple(space.shape) != (space.dim,):
+            raise unsupported(space, function.__name__)
+        name, d = type(space).__qualname__, space.dim
+        raise UnsupportedError(
+            f"space: {name} has no {function.__name__}, since nobody said what its "
+            "coordinates fill; register its geoflow_plugin.geometry.model. Where every "
+            f"vector of R^{d} is a point, that is geometry.model.register({name})(lambda "
+            f"space: geometry.Model(Euclidean({d}), lambda x: x, lambda z: z, "
+            "isometric=False)), and laws are normal laws of the coordinates."
+        )
+
+
+for _function in (
+    geometry.wrapped_normal_log_prob,
+    geometry.log_kernel_normalizer,
+    geometry.chart,
+):
+    _refuse_without_model(_function)

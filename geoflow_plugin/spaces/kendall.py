@@ -274,4 +274,6 @@ def _(space, cube):
         across = rows * (fewer.norm(dim=-1) / rows.norm(dim=-1)).unsqueeze(-1)
         rows = torch.cat([across.unflatten(-1, (k - 1, 2)), along.unsqueeze(-1)], dim=-1)
     columns = helmert(k, normal)
-    return geometry.projection(space, columns @ rows.reshape(len(cube), k - 1, -1))
+    return geometry.projection(
+        space, columns @ rows.reshape(len(cube), k - 1, space.ambient_dim)
+    )

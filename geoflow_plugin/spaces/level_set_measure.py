@@ -80,6 +80,7 @@ def _(space):
 
 @register_fallback(LevelSet, geometry.unit_cube_dim)
 def _(space):
+    check_limits(space)
     return space.dim + 3
 
 
@@ -187,6 +188,7 @@ def _sample_shell(space, surface, width):
 
 
 def check_limits(space):
+    """Refuse what ``_estimate`` cannot do."""
     name, size = type(space).__qualname__, math.prod(space.shape)
     if not is_regular(space):
         raise UnsupportedError(

@@ -1,9 +1,10 @@
 """Linear spaces of matrices under flat metrics.
 
-Such a space is known by an orthonormal basis; coordinates in it make it Euclidean,
-whatever the constant metric.
+Such a space is known by an orthonormal basis; coordinates in it make it Euclidean under
+any constant metric, and a model that is not isometric under any other.
 """
 
+import functools
 import math
 
 import torch
@@ -14,6 +15,8 @@ from geomstats.geometry.lower_triangular_matrices import (
 )
 from geomstats.geometry.matrices import Matrices, MatricesDiagMetric
 from geomstats.geometry.skew_symmetric_matrices import SkewSymmetricMatrices
+from geomstats.geometry.special_euclidean import SpecialEuclideanMatricesLieAlgebra
+from geomstats.geometry.stratified.point_set import PointSetMetric
 from geomstats.geometry.symmetric_matrices import (
     HollowMatricesPermutationInvariantMetric,
     NullRowSumsPermutationInvariantMetric,
@@ -23,7 +26,7 @@ from geomstats.geometry.symmetric_matrices import (
 )
 
 from geoflow_plugin import geometry
-from geoflow_plugin.geometry.dispatch import required_function
+from geoflow_plugin.geometry.dispatch import UnsupportedError, required_function
 from geoflow_plugin.spaces.euclidean import add, euclidean, has_flat_metric, subtract
 
 # Bases ----------------------------------------------------------------------------------
@@ -111,6 +114,13 @@ def _(space, like):
     return skew_basis(space.n, like)
 
 
+@linear_basis.register(SpecialEuclideanMatricesLieAlgebra)
+def _(space, like):
+    turns = torch.nn.functional.pad(skew_basis(space.n, like), (0, 1, 0, 1))
+    entries = [(k, k, space.n, 1.0) for k in range(space.n)]
+    return torch.cat([turns, _from_entries((space.n, *space.shape), entries, like)])
+
+
 @linear_basis.register(LowerTriangularMatrices)
 def _(space, like):
     return lower_basis(space.n, like)
@@ -168,17 +178,19 @@ def register_linear_geometry(cls):
 
 
 def flat_model(space):
-    """Coordinates in which a constant metric is the Euclidean one."""
-    target = euclidean(space.dim)
+    """Coordinates in which a multiple of the Frobenius product is the Euclidean one."""
     metric = getattr(space, "metric", None)
     scale = 1.0 if metric is None else geometry.frobenius_scale(metric)
-    if scale is not None:
-        scale = math.sqrt(scale / geometry.outer_scale(space))
-        return geometry.Model(
-            target,
-            lambda x: scale * coordinates(space, x),
-            lambda z: combination(space, z / scale),
-        )
+    scale = math.sqrt(scale / geometry.outer_scale(space))
+    return geometry.Model(
+        euclidean(space.dim),
+        lambda x: scale * coordinates(space, x),
+        lambda z: combination(space, z / scale),
+    )
+
+
+def _constant_model(space):
+    """Coordinates in which a constant metric is the Euclidean one."""
 
     def root(like):
         # not geometry.gram, which asks for this very model
@@ -195,7 +207,20 @@ def flat_model(space):
         weights = solve(root(z), z.unsqueeze(-2), upper=False, left=False)
         return combination(space, weights.squeeze(-2))
 
-    return geometry.Model(target, to_model, from_model)
+    return geometry.Model(euclidean(space.dim), to_model, from_model)
+
+
+def _linear_model(space):
+    """Coordinates alone, where nothing is known of the metric."""
+    maps = functools.partial(coordinates, space), functools.partial(combination, space)
+    return geometry.Model(euclidean(space.dim), *maps, isometric=False)
+
+
+def register_constant_metric(cls, metric_class, model):
+    """Coordinates and straight lines of a linear space under a class of metrics."""
+    geometry.model.register(cls, metric_class)(model)
+    geometry.exp.register(cls, metric_class)(add)
+    geometry.log.register(cls, metric_class)(subtract)
 
 
 for _cls in (
@@ -207,32 +232,20 @@ for _cls in (
     SkewSymmetricMatrices,
     LowerTriangularMatrices,
     StrictlyLowerTriangularMatrices,
+    SpecialEuclideanMatricesLieAlgebra,
 ):
     register_linear_geometry(_cls)
-    geometry.model.register(_cls)(flat_model)
-    geometry.exp.register(_cls)(add)
-    geometry.log.register(_cls)(subtract)
+    geometry.model.register(_cls)(_linear_model)
+    register_constant_metric(_cls, geometry.FlatMetric, flat_model)
 
 
-@geometry.inner_product.register(Matrices, MatricesDiagMetric)
-@geometry.inner_product.register(SquareMatrices, MatricesDiagMetric)
-@geometry.inner_product.register(SymmetricMatrices, MatricesDiagMetric)
-@geometry.inner_product.register(SkewSymmetricMatrices, MatricesDiagMetric)
-@geometry.inner_product.register(LowerTriangularMatrices, MatricesDiagMetric)
-@geometry.inner_product.register(StrictlyLowerTriangularMatrices, MatricesDiagMetric)
-def _(space, tangent_vec_a, tangent_vec_b, base_point):
+def _weighed_product(space, tangent_vec_a, tangent_vec_b, base_point):
     weight = torch.as_tensor(geometry.bare_metric(space).metric_coeffs).to(tangent_vec_a)
     product = (weight * tangent_vec_a * tangent_vec_b).sum((-2, -1))
     return geometry.outer_scale(space) * product
 
 
-@geometry.inner_product.register(
-    SymmetricHollowMatrices, HollowMatricesPermutationInvariantMetric
-)
-@geometry.inner_product.register(
-    NullRowSumsSymmetricMatrices, NullRowSumsPermutationInvariantMetric
-)
-def _(space, tangent_vec_a, tangent_vec_b, base_point):
+def _invariant_product(space, tangent_vec_a, tangent_vec_b, base_point):
     metric = geometry.bare_metric(space)
     product = tangent_vec_a @ tangent_vec_b
     value = metric.alpha * product.diagonal(dim1=-2, dim2=-1).sum(-1)
@@ -245,6 +258,29 @@ def _(space, tangent_vec_a, tangent_vec_b, base_point):
         value = value + metric.delta * (diagonals[0] * diagonals[1]).sum(-1)
         value = value + metric.zeta * traces
     return geometry.outer_scale(space) * value
+
+
+_CONSTANT = {
+    (Matrices, MatricesDiagMetric): _weighed_product,
+    (SquareMatrices, MatricesDiagMetric): _weighed_product,
+    (SymmetricMatrices, MatricesDiagMetric): _weighed_product,
+    (SkewSymmetricMatrices, MatricesDiagMetric): _weighed_product,
+    (LowerTriangularMatrices, MatricesDiagMetric): _weighed_product,
+    (StrictlyLowerTriangularMatrices, MatricesDiagMetric): _weighed_product,
+    (SymmetricHollowMatrices, HollowMatricesPermutationInvariantMetric): _invariant_product,
+    (NullRowSumsSymmetricMatrices, NullRowSumsPermutationInvariantMetric): _invariant_product,
+}
+for _where, _product in _CONSTANT.items():
+    geometry.inner_product.register(*_where)(_product)
+    register_constant_metric(*_where, _constant_model)
+
+
+@geometry.is_compact.register(Matrices, PointSetMetric)
+def _(space):
+    raise UnsupportedError(
+        f"space: {type(space.metric).__qualname__} measures between classes of arrays, which "
+        "are a stratified set and no manifold; equip the arrays with a MatricesMetric."
+    )
 
 
 geometry.is_euclidean.register(Matrices)(has_flat_metric)

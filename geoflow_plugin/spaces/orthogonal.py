@@ -79,7 +79,7 @@ def _(space, point):
 # Exponential and logarithm ------------------------------------------------------------
 
 
-@geometry.exp.register(Matrices)
+@geometry.exp.register(Matrices, geometry.FlatMetric)
 def _(space, tangent_vec, base_point):
     return base_point @ torch.linalg.matrix_exp(skew(base_point.mT @ tangent_vec))
 
@@ -93,12 +93,12 @@ def _(space, tangent_vec, base_point):
     return base_point @ torch.linalg.inv(eye - half) @ (eye + half)
 
 
-@geometry.log.register(Matrices)
+@geometry.log.register(Matrices, geometry.FlatMetric)
 def _(space, point, base_point):
     return base_point @ log_at_identity(base_point.mT @ point)
 
 
-@geometry.dist.register(Matrices)
+@geometry.dist.register(Matrices, geometry.FlatMetric)
 def _(space, point_a, point_b):
     angles = rotation_angles(point_a.mT @ point_b)
     squared = 2 * geometry.metric_scale(space) * angles.square().sum(-1)
@@ -113,7 +113,7 @@ def _(space):
     return True
 
 
-@geometry.log_volume.register(Matrices)
+@geometry.log_volume.register(Matrices, geometry.FlatMetric)
 def _(space):
     # SO(n) = S^(n-1) x ... x S^1 for the metric in which plane rotations have unit
     # speed (half Frobenius)
@@ -124,12 +124,12 @@ def _(space):
     return spheres + 0.5 * space.dim * math.log(2 * geometry.metric_scale(space))
 
 
-@geometry.unit_cube_dim.register(Matrices)
+@geometry.unit_cube_dim.register(Matrices, geometry.FlatMetric)
 def _(space):
     return {2: 1, 3: 3}.get(space.n, space.n**2)
 
 
-@geometry.uniform_from_cube.register(Matrices)
+@geometry.uniform_from_cube.register(Matrices, geometry.FlatMetric)
 def _(space, cube):
     if space.n == 2:
         angle = 2 * math.pi * cube[:, 0]

@@ -28,7 +28,7 @@ def _roots(angles, n):
     return torch.stack(roots, dim=-1)
 
 
-@geometry.wrapped_normal_log_prob.register(Matrices)
+@geometry.wrapped_normal_log_prob.register(Matrices, geometry.FlatMetric)
 def _(space, point, mean, scale):
     # exp shrinks volume by (sin(a/2) / (a/2))^2 for each root a of the algebra element;
     # its preimages shift the eigen-angles by full turns
@@ -51,7 +51,7 @@ def _(space, point, mean, scale):
     return torch.logsumexp(torch.stack(terms, dim=-1), dim=-1) - normalizer
 
 
-@geometry.log_kernel_normalizer.register(Matrices)
+@geometry.log_kernel_normalizer.register(Matrices, geometry.FlatMetric)
 def _(space, bandwidth):
     # Matrix Langevin law: E exp(t tr R) over Haar measure is a determinant of Bessel
     # functions (Weyl's integration formula), evaluated with as many digits as it needs
@@ -76,7 +76,7 @@ def _log_mean_exp_trace(n, t):
         return float(value)
 
 
-@geometry.random_kernel.register(Matrices)
+@geometry.random_kernel.register(Matrices, geometry.FlatMetric)
 def _(space, center, bandwidth, generator=None):
     # Chords are at least 2 / pi of geodesics, so a normal law pi / 2 as wide dominates;
     # where that is wider than the group, uniform proposals do better

@@ -25,8 +25,8 @@ def _from_sphere(space, array):
     return helmert(space.k_landmarks, array) @ rows
 
 
-@geometry.model.register(PreShapeSpace)
-def _(space):
+@geometry.model.register(PreShapeSpace, geometry.FlatMetric)
+def _sphere_model(space):
     if space.dim not in _SPHERES:
         _SPHERES[space.dim] = Hypersphere(space.dim)
     return geometry.Model(
@@ -55,7 +55,7 @@ def _(space, vector, base_point):
 
 @geometry.tangent_basis.register(PreShapeSpace)
 def _(space, base_point):
-    found = geometry.model(space)
+    found = _sphere_model(space)
     return found.from_model(geometry.tangent_basis(found.space, found.to_model(base_point)))
 
 

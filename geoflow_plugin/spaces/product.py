@@ -188,6 +188,15 @@ def _(space, covector, base_point):
     return join(space, [value / scale for value, _, scale in terms])
 
 
+@register_product(geometry.metrics)
+def _(space):
+    found = [getattr(space, "metric", None)]
+    parts = space.factors if isinstance(space, ProductManifold) else [space.base_manifold]
+    for part in parts:
+        found += geometry.metrics(part)
+    return found
+
+
 @register_product(geometry.is_compact)
 def _(space):
     return all([geometry.is_compact(factor) for factor in bare_factors(space)])

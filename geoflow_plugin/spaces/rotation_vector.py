@@ -11,6 +11,7 @@ import math
 
 import torch
 from geomstats.geometry.hypersphere import Hypersphere
+from geomstats.geometry.invariant_metric import BiInvariantMetric
 from geomstats.geometry.special_orthogonal import SpecialOrthogonal
 
 from geoflow_plugin import geometry
@@ -54,7 +55,7 @@ def angle_from_circle(point):
     return torch.atan2(point[..., 1:], point[..., :1])
 
 
-@geometry.model.register(Angles)
+@geometry.model.register(Angles, geometry.FlatMetric)
 def _(space):
     return geometry.Model(circle(), circle_from_angle, angle_from_circle)
 
@@ -101,14 +102,20 @@ def vector_from_matrix(rotation):
     return 2 * imaginary * torch.where(small, series, torch.atan2(sine, real) / sine)
 
 
-@geometry.model.register(RotationVectors)
+@geometry.model.register(RotationVectors, BiInvariantMetric)
+@geometry.model.register(RotationVectors, InvariantVectorMetric)
+def _(space):
+    return geometry.Model(rotation_group(3), matrix_from_vector, vector_from_matrix)
+
+
+@geometry.is_compact.register(RotationVectors)
 def _(space):
     if getattr(space, "metric", None) is None:
         raise UnsupportedError(
             "space: rotation vectors without a metric have no Haar volume; equip the "
             "space with its BiInvariantMetric."
         )
-    return geometry.Model(rotation_group(3), matrix_from_vector, vector_from_matrix)
+    return True
 
 
 def log_ball_volume_element(vector):
@@ -125,9 +132,9 @@ def log_ball_volume_element(vector):
     return torch.where(small, series, exact)
 
 
-@geometry.log_volume_element.register(RotationVectors)
+@geometry.log_volume_element.register(RotationVectors, BiInvariantMetric)
+@geometry.log_volume_element.register(RotationVectors, InvariantVectorMetric)
 def _(space, point):
-    geometry.model(space)  # refuses a missing metric
     scale = 0.5 * space.dim * math.log(geometry.outer_scale(space))
     return log_ball_volume_element(point) + scale
 
@@ -164,9 +171,19 @@ for _cls in (Angles, RotationVectors):
         return excess_length(point)
 
 
-for _cls in (Angles, RotationVectors):
+for _cls, _to_model in ((Angles, circle_from_angle), (RotationVectors, matrix_from_vector)):
     register_open_set(_cls)
 
+    # whatever the metric
     @geometry.embed.register(_cls)
-    def _(space, point):
-        return geometry.model(space).to_model(point)
+    def _(space, point, to_model=_to_model):
+        return to_model(point)
+
+    @geometry.origin.register(_cls)
+    def _(space):
+        return torch.zeros(space.dim, dtype=torch.float64)
+
+
+@geometry.is_compact.register(Angles)
+def _(space):
+    return True

@@ -80,7 +80,7 @@ def _(space, point):
     return (point.norm(dim=-1) - 1).abs()
 
 
-@geometry.exp.register(Hypersphere)
+@geometry.exp.register(Hypersphere, geometry.FlatMetric)
 def _(space, tangent_vec, base_point):
     angle = geometry.safe_sqrt(_dot(tangent_vec, tangent_vec))
     # torch.sinc is smooth at zero
@@ -88,7 +88,7 @@ def _(space, tangent_vec, base_point):
     return geometry.projection(space, angle.cos() * base_point + sine * tangent_vec)
 
 
-@geometry.log.register(Hypersphere)
+@geometry.log.register(Hypersphere, geometry.FlatMetric)
 def _(space, point, base_point):
     tangent = geometry.to_tangent(space, point, base_point)
     length = geometry.safe_sqrt(_dot(tangent, tangent))
@@ -100,7 +100,7 @@ def _(space, point, base_point):
     return torch.where(small & (angle > 1), across, stretch * tangent)
 
 
-@geometry.dist.register(Hypersphere)
+@geometry.dist.register(Hypersphere, geometry.FlatMetric)
 def _(space, point_a, point_b):
     return math.sqrt(geometry.metric_scale(space)) * _angle(point_a, point_b)
 
@@ -118,20 +118,20 @@ def _(space):
     return True
 
 
-@geometry.log_volume.register(Hypersphere)
+@geometry.log_volume.register(Hypersphere, geometry.FlatMetric)
 def _(space):
     half = (space.dim + 1) / 2
     unit = math.log(2) + half * math.log(math.pi) - math.lgamma(half)
     return unit + 0.5 * space.dim * math.log(geometry.metric_scale(space))
 
 
-@geometry.unit_cube_dim.register(Hypersphere)
+@geometry.unit_cube_dim.register(Hypersphere, geometry.FlatMetric)
 def _(space):
     _extrinsic(space)
     return space.dim if space.dim <= 2 else space.dim + 1
 
 
-@geometry.uniform_from_cube.register(Hypersphere)
+@geometry.uniform_from_cube.register(Hypersphere, geometry.FlatMetric)
 def _(space, cube):
     if space.dim > 2:
         tiny = torch.finfo(cube.dtype).eps / 2
@@ -147,7 +147,7 @@ def _(space, cube):
     return geometry.projection(space, torch.cat([radius * circle, height], dim=-1))
 
 
-@geometry.wrapped_normal_log_prob.register(Hypersphere)
+@geometry.wrapped_normal_log_prob.register(Hypersphere, geometry.FlatMetric)
 def _(space, point, mean, scale):
     # x = exp_mean(s u) for s = angle + 2 pi k (either sign), and the exponential
     # shrinks volume by (|sin s| / |s|)^(dim - 1)
@@ -168,7 +168,7 @@ def _sine(angle):
     return angle.sin().abs().clamp_min(torch.finfo(angle.dtype).eps)
 
 
-@geometry.log_kernel_normalizer.register(Hypersphere)
+@geometry.log_kernel_normalizer.register(Hypersphere, geometry.FlatMetric)
 def _(space, bandwidth):
     # von Mises-Fisher with concentration kappa = c / bandwidth^2
     c = geometry.metric_scale(space)
@@ -189,7 +189,7 @@ def _log_scaled_bessel(order, kappa):
         return np.where(kappa > 1e7, large, np.log(special.ive(order, kappa)))
 
 
-@geometry.random_kernel.register(Hypersphere)
+@geometry.random_kernel.register(Hypersphere, geometry.FlatMetric)
 def _(space, center, bandwidth, generator=None):
     kappa = geometry.metric_scale(space) / bandwidth.square()
     draw = _von_mises_gap if space.dim == 1 else _von_mises_fisher_gap

@@ -388,6 +388,33 @@ def test_divergence_is_noticed_and_the_good_weights_are_kept():
     assert bool(flow.log_prob(x).isfinite().all())
 
 
+class Killed(BaseException):
+    """What ends a run between two checks."""
+
+
+@pytest.mark.parametrize("killed_at", [None, 25])
+def test_a_resumed_fit_knows_what_the_detector_knew(killed_at, tmp_path):
+    # killed at a check, or resumed from what a run that diverged has left
+    def stop(step, _):
+        if killed_at is not None and step >= killed_at:
+            raise Killed
+
+    def fit(**options):
+        flow = InjectiveFlow(
+            2, Hypersphere(1), high_layers=[Radius(0.0)], reconstruction_weight=0.1
+        )
+        flow.fit(circle(), max_steps=200, learning_rate=0.1, progress=False, **options)
+
+    with pytest.raises(FloatingPointError) as uninterrupted:
+        fit()
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises((Killed, FloatingPointError)):
+        fit(checkpoint=path, callback=stop)
+    with pytest.raises(FloatingPointError) as resumed:
+        fit(checkpoint=path, resume=True)
+    assert str(resumed.value) == str(uninterrupted.value)
+
+
 def test_a_differential_without_rank_ends_the_fit_with_the_good_weights():
     class Collapse(Radius):
         n_calls = 0

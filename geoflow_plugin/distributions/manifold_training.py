@@ -43,7 +43,8 @@ def joint_problem(flow, train, held_out, generator):
         watch.check(squared / len(held_out))
         return (negative + flow.reconstruction_weight * squared) / len(held_out)
 
-    return flow, loss, validate
+    # what the watch has seen is kept with the weights, for a fit that is resumed
+    return nn.ModuleList([flow, watch]), loss, validate
 
 
 def manifold_problem(flow, train, held_out, generator):
@@ -112,20 +113,28 @@ def _mean_problem(flow, value, train, held_out):
     return loss, validate
 
 
-class _Watch:
-    """Notices that held-out points are no longer reconstructed."""
+class _Watch(nn.Module):
+    """Notices that held-out points are no longer reconstructed.
+
+    A module, so that the lowest error so far is a buffer beside the weights: checkpoints
+    hold it, and training that goes back takes it back.
+    """
+
+    lowest: torch.Tensor
 
     def __init__(self, points):
+        super().__init__()
         flat = points.flatten(1).double()
         self.spread = float((flat - flat.mean(0)).square().sum(1).mean())
-        self.lowest = math.inf
+        self.register_buffer("lowest", torch.tensor(math.inf, dtype=torch.float64))
 
     def check(self, squared):
         """Refuse to go on when the error is large, and ten times what it was."""
-        if squared > max(10 * self.lowest, 0.5 * self.spread):
+        lowest = float(self.lowest)
+        if squared > max(10 * lowest, 0.5 * self.spread):
             raise Diverged(
                 "fit: joint training diverged, the mean squared reconstruction error of "
-                f"held-out points having gone from {self.lowest:.3g} to {squared:.3g}; the "
+                f"held-out points having gone from {lowest:.3g} to {squared:.3g}; the "
                 "best weights so far are in place."
             )
-        self.lowest = min(self.lowest, squared)
+        self.lowest.fill_(min(lowest, squared))

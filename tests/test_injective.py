@@ -375,17 +375,41 @@ def test_the_objective_balances_volume_and_reconstruction(method):
     torch.testing.assert_close(flow.log_prob(x), torch.full_like(x[:, 0], log_density))
 
 
-def test_divergence_is_noticed_and_the_good_weights_are_kept():
+@pytest.mark.parametrize("validation", [0.1, None])
+def test_divergence_is_noticed_and_the_good_weights_are_kept(validation):
     # with so small a weight, r (1 - r) = 1 / (2 weight) has no solution: the circle shrinks
     flow = InjectiveFlow(
         2, Hypersphere(1), high_layers=[Radius(0.0)], reconstruction_weight=0.1
     )
     x = circle()
     with pytest.raises(FloatingPointError, match="raise reconstruction_weight") as caught:
-        flow.fit(x, max_steps=200, learning_rate=0.1, progress=False)
+        flow.fit(x, max_steps=200, learning_rate=0.1, progress=False, validation=validation)
     assert "diverged" in str(caught.value)
-    assert float(flow.reconstruction_error(x).square().mean()) < 0.5
+    assert float(flow.reconstruction_error(x).detach().square().mean()) < 0.5
     assert bool(flow.log_prob(x).isfinite().all())
+
+
+@pytest.mark.parametrize("validation", [0.1, None])
+def test_divergence_from_a_poor_start_is_noticed_before_the_weights_are_kept(validation):
+    # a line through a circle starts with half of the variance, and has no tenfold to go
+    torch.manual_seed(0)
+    angle = 2 * math.pi * torch.rand(600, dtype=torch.float64)
+    x = torch.stack([angle.cos(), angle.sin()], dim=1)
+    flow = InjectiveFlow(
+        2, dim=1, high_layers=smooth_couplings(2, 2, 16), reconstruction_weight=0.1
+    ).double()
+    before = float(flow.reconstruction_error(x).detach().square().mean())
+    with pytest.raises(FloatingPointError, match="diverged"):
+        flow.fit(
+            x,
+            max_steps=250,
+            learning_rate=1e-2,
+            batch_size=256,
+            progress=False,
+            validation=validation,
+        )
+    after = float(flow.reconstruction_error(x).detach().square().mean())
+    assert after < max(1.5 * before, 0.5)
 
 
 class Killed(BaseException):

@@ -291,8 +291,9 @@ class InjectiveFlow(Flow):
         ------
         FloatingPointError
             If training diverges: the loss or the volume stops being finite, at lower
-            learning rates as well; or held-out points are reconstructed ten times worse than
-            before and with more than half of their variance. The best weights are in place.
+            learning rates as well; or points held out (if none are, of training) are
+            reconstructed with an error above their variance and twice what it was, or above
+            half of it and ten times. The best weights from before that are in place.
         """
         return self._fit(joint_problem, X, **options)
 
@@ -323,6 +324,7 @@ class InjectiveFlow(Flow):
     def _fit(self, problem, X, max_steps=None, patience=None, **options):
         n_steps = max_steps if isinstance(max_steps, int) else 200
         self._problem, self._warm_up = problem, max(1, n_steps // 4)
+        self._watches_training = problem is joint_problem
         if patience is None:
             patience = max(1, n_steps // 2)
         try:
@@ -335,7 +337,7 @@ class InjectiveFlow(Flow):
                 "fit_in_two_steps."
             ) from error
         finally:
-            self._problem = joint_problem
+            self._problem, self._watches_training = joint_problem, False
 
     def _training_problem(self, train, held_out, generator):
         with torch.no_grad():

@@ -24,7 +24,7 @@ def log_volume_change(
 
     Where z has density p on the domain, mapping(z) has log density log p(z) minus this, with
     respect to the volume of the image (dim forward-mode products at once, their Gram matrix
-    and its Cholesky factor, or random probes).
+    and its Cholesky factor, or QR where that loses digits; or random probes).
 
     Parameters
     ----------
@@ -55,7 +55,8 @@ def log_volume_change(
         For an unsupported space, points that are no finite points of it, an unknown method,
         or images of fewer numbers than the domain has dimensions.
     VolumeChangeError
-        Where J^T J is singular or not finite.
+        Where J^T J is singular to rounding, or not finite. A little before, a warning names
+        the samples where the volume is not good to a tenth of a nat.
 
     References
     ----------

@@ -661,6 +661,16 @@ single = manifold.random_point()
 found["shapes"] = [list(single.shape), list(manifold.immersion(single).shape)]
 x = flow.sample(5).detach()
 found["projection"] = float((manifold.immersion(manifold.projection(x)) - x).abs().max())
+# a circle in angles, all around
+flow = InjectiveFlow(2, Hypersphere(1), high_layers=[]).double()
+angle = torch.tensor([[1.0], [3.0], [3.1], [-3.1]], dtype=torch.float64)
+x = torch.cat([angle.cos(), angle.sin()], dim=1)
+manifold = flow.manifold()
+found["angles"] = float((manifold.projection(x) - angle).abs().max())
+found["around"] = float((manifold.immersion(angle + 2 * torch.pi) - x).abs().max())
+found["across"] = abs(float(manifold.metric.dist(angle[2], angle[3])) - (2 * torch.pi - 6.2))
+turned = flow.manifold(base_point=x[1])
+found["from 3"] = float((turned.projection(x[:3]) - (angle[:3] - 3)).abs().max())
 print(json.dumps(found))
 """
 
@@ -674,7 +684,8 @@ def test_geomstats_runs_on_the_learned_manifold(monkeypatch, pytestconfig):
     bounds = {"round trip": 1e-10, "metric": 1e-10, "hessian": 1e-9, "projection": 1e-9}
     bounds["laplacian"] = 1e-8
     bounds |= dict.fromkeys(["distance", "log", "exp", "geodesic", "speed"], 1e-4)
-    bounds |= {"mean": 1e-3, "equation": 1e-6}
+    bounds |= {"mean": 1e-3, "equation": 1e-6, "across": 1e-6}
+    bounds |= dict.fromkeys(["angles", "around", "from 3"], 1e-12)
     for name, bound in bounds.items():
         assert found[name] < bound, (name, json.dumps(found))
 

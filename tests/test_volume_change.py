@@ -276,7 +276,7 @@ def test_a_bad_condition_costs_its_digits_and_not_twice_as_many(size, dtype):
         matrix, expected = conditioned(50, 2 * size, size, eps**-exponent)
         z = normals(50, size, dtype=dtype)
         with warnings.catch_warnings():
-            warnings.simplefilter("error")
+            warnings.simplefilter("error", UserWarning)
             w = matrix.to(dtype).requires_grad_()
             found = log_volume_change(lambda y, w=w: (w @ y.unsqueeze(-1)).squeeze(-1), z)
         error = float((found.detach().double() - expected).abs().max())

@@ -313,6 +313,52 @@ def test_context_reaches_the_layers_that_take_one():
         make_flow("R1", 3).log_prob(torch.zeros(1, 3).double(), context=context[:1])
 
 
+CONDITIONAL = {
+    "affine": lambda: nf.flows.MaskedAffineAutoregressive(4, 8, context_features=2),
+    "coupled spline": lambda: nf.flows.CoupledRationalQuadraticSpline(
+        4, 1, 8, num_context_channels=2
+    ),
+    "autoregressive spline": lambda: nf.flows.AutoregressiveRationalQuadraticSpline(
+        4, 1, 8, num_context_channels=2
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CONDITIONAL)
+def test_a_context_that_layers_need_is_asked_for_by_name(kind):
+    flow = InjectiveFlow(4, dim=2, high_layers=[CONDITIONAL[kind]()]).double()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    assert flow.conditional and flow.context_dim == 2
+    ask = [flow.log_prob, flow.encode, flow.project, flow.reconstruction_error, flow.loss]
+    for method in [*ask, lambda x, **given: flow.decode(x[:, :2], **given), flow.fit]:
+        with pytest.raises(TypeError, match=r"context: .*needs one, of shape \(3, 2\)"):
+            method(x)
+        with pytest.raises(ValueError, match="context: expected 2 columns, got 3"):
+            method(x, context=torch.zeros(3, 3))
+    with pytest.raises(TypeError, match="context: .*needs one"):
+        flow.manifold()
+    assert flow.log_prob(x, context=torch.zeros(3, 2)).shape == (3,)
+
+
+def test_layers_made_without_context_take_none():
+    low = [
+        nf.flows.MaskedAffineAutoregressive(2, 8),
+        nf.flows.CoupledRationalQuadraticSpline(2, 1, 8),
+        gf.layers.MongeAmpere(Euclidean(2), n_steps=4),
+    ]
+    flow = InjectiveFlow(4, dim=2, low_layers=low)
+    assert not flow.conditional and flow.context_dim is None
+    with pytest.raises(TypeError, match="context: .*takes none"):
+        flow.log_prob(torch.randn(3, 4), context=torch.zeros(3, 2))
+    encoder = torch.nn.Linear(3, 4)
+    base = nf.distributions.base.ConditionalDiagGaussian(2, encoder)
+    flow = InjectiveFlow(4, base=base, low_layers=low, dim=2)
+    assert flow.conditional and flow.context_dim == 3
+    assert flow.log_prob(torch.randn(3, 4), context=torch.zeros(3, 3)).shape == (3,)
+    with pytest.raises(ValueError, match=r"one length of context .* \[2, 3\]"):
+        InjectiveFlow(4, None, base, low, [CONDITIONAL["affine"]()], dim=2)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dtype_and_device(dtype, device):
     flow = make_flow("S2", 4).to(device, dtype)

@@ -7,7 +7,8 @@ from torch import nn
 from torch.func import vjp, vmap
 
 from geoflow_plugin import geometry
-from geoflow_plugin.distributions.injective import InjectiveFlow, ambient_space, latent_space
+from geoflow_plugin.distributions.injective import InjectiveFlow
+from geoflow_plugin.distributions.injective_parts import ambient_space, latent_space
 from geoflow_plugin.geometry.forward_mode import jvp
 from geoflow_plugin.layers.embedding import Embedding
 

@@ -7,8 +7,14 @@ import torch
 
 from geoflow_plugin import geometry
 from geoflow_plugin.distributions.base import Distribution, sample_from
-from geoflow_plugin.distributions.checks import as_context, as_points, check_component
+from geoflow_plugin.distributions.checks import as_points, check_component
 from geoflow_plugin.distributions.flow import Flow, dtype_of
+from geoflow_plugin.distributions.injective_parts import (
+    ambient_space,
+    as_chain,
+    common_context_dim,
+    latent_space,
+)
 from geoflow_plugin.distributions.manifold_training import (
     Diverged,
     density_problem,
@@ -16,9 +22,8 @@ from geoflow_plugin.distributions.manifold_training import (
     manifold_problem,
 )
 from geoflow_plugin.geometry.checks import check_counts
-from geoflow_plugin.layers.chain import Chain, smooth_couplings, takes_context
+from geoflow_plugin.layers.chain import smooth_couplings
 from geoflow_plugin.layers.embedding import Embedding
-from geoflow_plugin.spaces.euclidean import euclidean
 from geoflow_plugin.spaces.learned import LearnedManifold
 from geoflow_plugin.training import Data
 from geoflow_plugin.volume_change import value_and_log_volume_change
@@ -115,7 +120,7 @@ class InjectiveFlow(Flow):
                 f"ambient_dim: expected {sizes[0]} at least, the entries of a point of "
                 f"{type(latent).__qualname__}, got {sizes[1]}."
             )
-        low_layers = _chain(low_layers, "low_layers")
+        low_layers = as_chain(low_layers, "low_layers")
         if base is not None and not len(low_layers):
             check_component(latent, base, "base")
         embedding = Embedding(*sizes) if embedding is None else embedding
@@ -129,7 +134,7 @@ class InjectiveFlow(Flow):
             )
         if high_layers is None:
             high_layers = smooth_couplings(sizes[1])
-        high_layers = _chain(high_layers, "high_layers")
+        high_layers = as_chain(high_layers, "high_layers")
         dtypes = map(dtype_of, [high_layers, embedding, low_layers, base])
         dtype = next(filter(None, dtypes), torch.get_default_dtype())
         super().__init__(ambient, dtype)
@@ -140,8 +145,8 @@ class InjectiveFlow(Flow):
         self.method, self.n_probes = method, n_probes
         self.reconstruction_weight = float(weight)
         self._problem, self._warm_up = joint_problem, 1
-        layers = [*low_layers, *high_layers]
-        self.conditional = self._base_takes_context() or any(map(takes_context, layers))
+        context_dim = common_context_dim(self.base, [*low_layers, *high_layers])
+        self.conditional, self.context_dim = context_dim != 0, context_dim or None
         self.to(next(self.parameters(), self._anchor).device, dtype)
 
     @classmethod
@@ -155,8 +160,7 @@ class InjectiveFlow(Flow):
             self.base._check_metric()
 
     def _base_takes_context(self):
-        is_ours = isinstance(self.base, Distribution)
-        return self.base.conditional if is_ours else takes_context(self.base)
+        return common_context_dim(self.base, []) != 0
 
     # The map
 
@@ -365,6 +369,7 @@ class InjectiveFlow(Flow):
         base_point : torch.Tensor or array, shape=space.shape, optional
             Coordinates are centred at its projection. Default: at the latent origin.
         context : torch.Tensor or array, shape=(1, k), optional
+            Of a conditional flow, which has a manifold at each.
 
         Returns
         -------
@@ -378,8 +383,7 @@ class InjectiveFlow(Flow):
         """
         self._check_metric()
         flow = copy.deepcopy(self).to("cpu", torch.float64).requires_grad_(False)
-        if context is not None:
-            context = as_context(context, 1, "cpu", torch.float64)
+        context = flow._given(context, 1).get("context")
 
         def given(n):
             return None if context is None else context.expand(n, -1)
@@ -410,40 +414,3 @@ class InjectiveFlow(Flow):
 
 def _context(context):
     return {} if context is None else {"context": context}
-
-
-def ambient_space(ambient_dim):
-    """The Euclidean space that data live in, of a dimension or as it is given."""
-    if hasattr(ambient_dim, "shape"):
-        if not geometry.is_euclidean(ambient_dim):
-            raise TypeError(
-                "ambient_dim: expected an integer or a Euclidean space, got "
-                f"{type(ambient_dim).__qualname__}."
-            )
-        return ambient_dim
-    check_counts(ambient_dim=ambient_dim)
-    return euclidean(ambient_dim)
-
-
-def latent_space(space, dim):
-    """The space given, if arrays are its points, or Euclidean space of a dimension."""
-    if space is None:
-        check_counts(dim=dim)
-        return euclidean(dim)
-    point = geometry.origin(space)[None]
-    if dim is not None and dim != geometry.dim(space):
-        raise ValueError(f"dim: expected {geometry.dim(space)}, that of space, got {dim!r}.")
-    if geometry.embed(space, point) is not point:
-        raise TypeError(
-            f"space: several arrays name one point of {type(space).__qualname__}, so that "
-            "padding them embeds nothing; use another latent space."
-        )
-    return space
-
-
-def _chain(layers, name):
-    """Layers of normflows, or modules with their two methods, as one."""
-    known = list(layers) if isinstance(layers, (list, tuple, torch.nn.ModuleList)) else [None]
-    if not all(isinstance(f, torch.nn.Module) and hasattr(f, "inverse") for f in known):
-        raise TypeError(f"{name}: expected a sequence of normflows layers, got {layers!r}.")
-    return Chain(known)  # type: ignore[arg-type]

@@ -821,6 +821,23 @@ def test_bad_points():
         flow.decode(torch.ones(2, 3, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("chart", [False, True])
+def test_bad_latent_points_are_refused_whosoever_the_base_is(chart):
+    base = nf.distributions.DiagGaussian(2).double()
+    space, low = None, [nf.flows.LULinearPermute(2)]
+    if chart:
+        space, low = Hypersphere(2), [gf.layers.Chart(Hypersphere(2))]
+    flow = InjectiveFlow(4, space, base, low, layers(4), dim=None if chart else 2).double()
+    z = base.sample(3).detach()
+    assert flow.decode(z).shape == (3, 4)
+    for wrong in (z[:, None], z[:0], torch.ones(2, 3).double(), z * math.nan):
+        with pytest.raises(ValueError, match="z: expected"):
+            flow.decode(wrong)
+    for wrong in (z.numpy(), z.float(), None):
+        with pytest.raises(TypeError, match="z: expected"):
+            flow.decode(wrong)
+
+
 def test_only_euclidean_spaces_hold_data():
     assert InjectiveFlow.supports(Euclidean(3))
     assert not InjectiveFlow.supports(Hypersphere(2))

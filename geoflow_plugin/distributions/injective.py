@@ -12,6 +12,7 @@ from geoflow_plugin.distributions.flow import Flow, dtype_of
 from geoflow_plugin.distributions.injective_parts import (
     ambient_space,
     as_chain,
+    base_space,
     common_context_dim,
     latent_space,
 )
@@ -184,8 +185,8 @@ class InjectiveFlow(Flow):
     def decode(self, z, context=None):
         """Points of the manifold, (n, *space.shape), at latent points of the base."""
         self._check_metric()
-        if isinstance(self.base, Distribution):
-            geometry.check_points(self.base.space, z, "z", self.dtype, self.device)
+        space = base_space(self.base, self.low_layers, self.latent_space)
+        geometry.check_points(space, z, "z", self.dtype, self.device)
         return self._decode(z, **self._given(context, len(z)))
 
     def project(self, x, context=None):

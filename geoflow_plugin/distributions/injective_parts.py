@@ -1,14 +1,16 @@
 """What an injective flow is put together from, and refused by name where it does not fit."""
 
 import torch
+from normflows.flows import Reverse
 
 from geoflow_plugin import geometry
 from geoflow_plugin.distributions.base import Distribution
 from geoflow_plugin.geometry.checks import check_counts
 from geoflow_plugin.layers.chain import Chain, context_dim_of
+from geoflow_plugin.layers.chart import Chart
 from geoflow_plugin.spaces.euclidean import euclidean
 
-__all__ = ["ambient_space", "as_chain", "common_context_dim", "latent_space"]
+__all__ = ["ambient_space", "as_chain", "base_space", "common_context_dim", "latent_space"]
 
 
 def ambient_space(ambient_dim):
@@ -65,3 +67,17 @@ def common_context_dim(base, layers):
             f"high_layers: expected one length of context in base and layers, got {known}."
         )
     return known[0] if known else None if dims else 0
+
+
+def base_space(base, low_layers, latent):
+    """The space whose points a base takes.
+
+    Bases of normflows do not say; theirs is the latent space, or R^dim where the first chart
+    of the layers leads there.
+    """
+    if isinstance(base, Distribution):
+        return base.space
+    charts = (f for f in low_layers if any(isinstance(m, Chart) for m in f.modules()))
+    first = next(charts, None)
+    stays = first is None or isinstance(first, Reverse)
+    return latent if stays else euclidean(geometry.dim(latent))

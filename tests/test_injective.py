@@ -21,6 +21,7 @@ from geoflow_plugin.distributions.injective import InjectiveFlow
 from geoflow_plugin.layers.chain import Chain, smooth_couplings
 from geoflow_plugin.layers.embedding import Embedding, LinearEmbedding, Reshape
 from geoflow_plugin.outliers import OutlierStump, outlier_scores
+from geoflow_plugin.volume_change import exact
 
 LATENT = {
     "R1": lambda: Euclidean(1),
@@ -338,6 +339,25 @@ def test_a_context_that_layers_need_is_asked_for_by_name(kind):
     with pytest.raises(TypeError, match="context: .*needs one"):
         flow.manifold()
     assert flow.log_prob(x, context=torch.zeros(3, 2)).shape == (3,)
+
+
+@pytest.mark.parametrize("kind", CONDITIONAL)
+def test_layers_with_a_context_are_trained_through_forward_mode(kind):
+    # torch has no derivative of the forward-mode derivative of their gates
+    flow = InjectiveFlow(4, dim=2, high_layers=[roughen(CONDITIONAL[kind]())]).double()
+    x, context = torch.randn(2, 3, 4, dtype=torch.float64)
+    context, weights = context[:, :2], list(flow.high_layers.parameters())
+    found = torch.autograd.grad(flow.loss(x, context), weights, allow_unused=True)
+    u = flow._left_inverse(x, context)[0]
+    columns = torch.eye(2, dtype=x.dtype)[:, None].expand(-1, 3, -1)
+    value, derivatives = exact.reverse_mode(lambda y: flow._immerse(y, context), u, columns)
+    log_prob = flow.base.log_prob(u) - exact.half_log_det(derivatives)
+    expected = (10 * (value - x).square().sum(1) - log_prob).mean()
+    for a, b in zip(
+        found, torch.autograd.grad(expected, weights, allow_unused=True), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+    flow.fit(x, context=context, max_steps=2, validation=None, progress=False)
 
 
 def test_layers_made_without_context_take_none():
@@ -823,17 +843,17 @@ def test_bad_points():
 
 @pytest.mark.parametrize("chart", [False, True])
 def test_bad_latent_points_are_refused_whosoever_the_base_is(chart):
-    base = nf.distributions.DiagGaussian(2).double()
-    space, low = None, [nf.flows.LULinearPermute(2)]
-    if chart:
-        space, low = Hypersphere(2), [gf.layers.Chart(Hypersphere(2))]
-    flow = InjectiveFlow(4, space, base, low, layers(4), dim=None if chart else 2).double()
+    space = LATENT["SPD2" if chart else "R2"]()
+    k = geometry.dim(space)
+    base = nf.distributions.DiagGaussian(k).double()
+    low = [nf.flows.LULinearPermute(k), *([gf.layers.Chart(space)] if chart else [])]
+    flow = InjectiveFlow(5, space, base, low, layers(5)).double()
     z = base.sample(3).detach()
-    assert flow.decode(z).shape == (3, 4)
-    for wrong in (z[:, None], z[:0], torch.ones(2, 3).double(), z * math.nan):
+    assert flow.decode(z).shape == (3, 5)
+    for wrong in (z[:, None], z[:0], torch.ones(2, k + 1).double(), z * math.nan):
         with pytest.raises(ValueError, match="z: expected"):
             flow.decode(wrong)
-    for wrong in (z.numpy(), z.float(), None):
+    for wrong in (z.numpy(), z.float()):
         with pytest.raises(TypeError, match="z: expected"):
             flow.decode(wrong)
 

@@ -1,6 +1,7 @@
 """Layers of normflows one after the other, whatever they say of their log-determinants."""
 
 import inspect
+from contextlib import nullcontext
 
 import torch
 from normflows.flows import (
@@ -13,6 +14,7 @@ from normflows.flows import (
 from normflows.nets.made import MADE
 from normflows.nets.resnet import ResidualNet
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from geoflow_plugin.geometry.checks import check_counts
 
@@ -40,8 +42,9 @@ class Chain(nn.ModuleList):
     def image(self, z, context=None):
         """``forward`` without log-determinants, which cost time inside a derivative."""
         self._require_initialized()
-        for layer in self:
-            z = layer(z, **_given(layer, context))[0]
+        with nullcontext() if context is None else _OpenGates():
+            for layer in self:
+                z = layer(z, **_given(layer, context))[0]
         return z
 
     def inverse(self, x, context=None):
@@ -62,6 +65,23 @@ class Chain(nn.ModuleList):
                 raise RuntimeError(
                     "layers: an ActNorm has not seen data yet; call fit, which shows it some."
                 )
+
+
+class _OpenGates(TorchFunctionMode):
+    """Writes gated linear units, by which normflows listens to a context, as a product.
+
+    Torch's own have a forward-mode derivative without a derivative of its own.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is nn.functional.glu:
+            return _gated(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _gated(input, dim=-1):
+    value, gate = input.chunk(2, dim)
+    return value * gate.sigmoid()
 
 
 def _run(x, context, moves):

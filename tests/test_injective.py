@@ -819,6 +819,31 @@ def test_a_stump_takes_the_score_that_tells():
             TypeError,
             "encoder: expected a torch.nn.Module",
         ),
+        *(
+            (lambda part=part: FreeFormInjectiveFlow(3, dim=2, **part), ValueError, message)
+            for part, message in [
+                ({"decoder": torch.nn.Linear(2, 5)}, "decoder: expected points of 3 entries"),
+                ({"decoder": torch.nn.Linear(3, 3)}, "decoder: sizes do not fit"),
+                ({"encoder": torch.nn.Linear(3, 1)}, "encoder: expected points of 2 entries"),
+                ({"encoder": torch.nn.Linear(4, 2)}, "encoder: sizes do not fit"),
+            ]
+        ),
+        *(
+            (lambda part=part: InjectiveFlow(3, dim=2, **part()), ValueError, message)
+            for part, message in [
+                (lambda: {"base": nf.distributions.DiagGaussian(3)}, "base: .* 2 entries"),
+                (lambda: {"base": nf.distributions.DiagGaussian(1)}, "base: .* 2 entries"),
+                (lambda: {"high_layers": smooth_couplings(2)}, "high_layers: sizes"),
+                (lambda: {"low_layers": [nf.flows.LULinearPermute(3)]}, "low_layers: sizes"),
+                (
+                    lambda: {
+                        "low_layers": [nf.flows.LULinearPermute(2)],
+                        "base": gf.Uniform(Hypersphere(2)),
+                    },
+                    "low_layers: expected points of 3 entries",
+                ),
+            ]
+        ),
         (lambda: OutlierStump(None, ["fid"]), ValueError, "scores: expected some of"),
     ],
 )
@@ -856,6 +881,24 @@ def test_bad_latent_points_are_refused_whosoever_the_base_is(chart):
     for wrong in (z.numpy(), z.float()):
         with pytest.raises(TypeError, match="z: expected"):
             flow.decode(wrong)
+
+
+def test_sizes_are_checked_without_a_trace():
+    class Noisy(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + torch.randn(len(x), 1)
+
+    high = [nf.flows.ActNorm((3,)), nf.flows.LULinearPermute(3)]
+    before = copy.deepcopy(high[0].state_dict())
+    base, encoder, decoder = nf.distributions.DiagGaussian(2), Noisy(3, 2), Noisy(2, 3)
+    rng_untouched(lambda: InjectiveFlow(3, dim=2, base=base, high_layers=high) and 0)
+    rng_untouched(
+        lambda: (
+            FreeFormInjectiveFlow(3, dim=2, base=base, encoder=encoder, decoder=decoder) and 0
+        )
+    )
+    for name, value in high[0].state_dict().items():
+        assert torch.equal(value, before[name])
 
 
 def test_only_euclidean_spaces_hold_data():

@@ -107,6 +107,8 @@ class EncoderDecoder(Embedding):
         (n, D) to (n, k), and back.
     """
 
+    names = "decoder", "encoder"
+
     def __init__(self, dim, ambient_dim, encoder=None, decoder=None):
         super().__init__(dim, ambient_dim)
         for name, network in {"encoder": encoder, "decoder": decoder}.items():

@@ -13,6 +13,7 @@ from geoflow_plugin.distributions.injective_parts import (
     ambient_space,
     as_chain,
     base_space,
+    check_sizes,
     common_context_dim,
     latent_space,
 )
@@ -149,6 +150,7 @@ class InjectiveFlow(Flow):
         context_dim = common_context_dim(self.base, [*low_layers, *high_layers])
         self.conditional, self.context_dim = context_dim != 0, context_dim or None
         self.to(next(self.parameters(), self._anchor).device, dtype)
+        check_sizes(self)
 
     @classmethod
     def supports(cls, space):

@@ -1,16 +1,26 @@
 """What an injective flow is put together from, and refused by name where it does not fit."""
 
+import copy
+import math
+
 import torch
 from normflows.flows import Reverse
 
 from geoflow_plugin import geometry
-from geoflow_plugin.distributions.base import Distribution
+from geoflow_plugin.distributions.base import Distribution, sample_from
 from geoflow_plugin.geometry.checks import check_counts
 from geoflow_plugin.layers.chain import Chain, context_dim_of
 from geoflow_plugin.layers.chart import Chart
 from geoflow_plugin.spaces.euclidean import euclidean
 
-__all__ = ["ambient_space", "as_chain", "base_space", "common_context_dim", "latent_space"]
+__all__ = [
+    "ambient_space",
+    "as_chain",
+    "base_space",
+    "check_sizes",
+    "common_context_dim",
+    "latent_space",
+]
 
 
 def ambient_space(ambient_dim):
@@ -81,3 +91,55 @@ def base_space(base, low_layers, latent):
     first = next(charts, None)
     stays = first is None or isinstance(first, Reverse)
     return latent if stays else euclidean(geometry.dim(latent))
+
+
+def check_sizes(flow):
+    """Refuse, by name, parts of a flow that do not take what the others give.
+
+    Two points go through copies of them: a layer may set itself up by the first that it
+    sees. What fails otherwise than by its sizes is left to its own errors.
+    """
+    if flow.conditional and flow.context_dim is None:
+        return
+    try:
+        parts = copy.deepcopy([flow.base, flow.low_layers, flow.embedding, flow.high_layers])
+    except RuntimeError:  # of tensors that have a graph
+        return
+    base, low, embedding, high = parts
+    like, latent = flow._anchor, flow.latent_space
+    k, n_ambient = math.prod(latent.shape), math.prod(flow.space.shape)
+    context = like.new_zeros(2, flow.context_dim) if flow.conditional else None
+    u = geometry.origin(latent).to(like).expand(2, *latent.shape)
+    x = torch.linspace(0.1, 0.9, 2 * n_ambient).to(like).reshape(2, n_ambient)
+    decoder, encoder = embedding.names
+    devices = [like.device] if like.device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        _tried("high_layers", lambda: high.initialize(x, context)[0], n_ambient)
+        _tried(encoder, lambda: embedding.inverse(x), k)
+        _tried(decoder, lambda: embedding(u.flatten(1)), n_ambient)
+        z = _tried("low_layers", lambda: low.initialize(u, context)[0])
+        if isinstance(base, Distribution):
+            z = None if z is None else z.reshape(2, -1)
+            _tried("low_layers", lambda: z, math.prod(base.space.shape))
+        elif z is not None:
+            drawn = _tried("base", lambda: sample_from(base, 2, None, context))
+            size = math.prod(z.shape[1:])
+            _tried("base", lambda: None if drawn is None else drawn.reshape(2, -1), size)
+
+
+def _tried(name, function, size=None):
+    """What a part makes of two points, None if it cannot; refused if sizes are the reason."""
+    try:
+        found = function()
+    except (RuntimeError, ValueError, IndexError) as error:
+        if not any(word in str(error) for word in ("shape", "size", "range")):
+            return None
+        raise ValueError(f"{name}: sizes do not fit the other parts ({error}).") from error
+    except Exception:
+        return None
+    if found is not None and size is not None and found.shape != (2, size):
+        raise ValueError(
+            f"{name}: expected points of {size} entries, as the other parts have, got "
+            f"{found.shape[1:].numel()}."
+        )
+    return found

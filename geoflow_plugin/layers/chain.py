@@ -4,6 +4,7 @@ import inspect
 from contextlib import nullcontext
 
 import torch
+from normflows.distributions.base import DiagGaussian, Uniform, UniformGaussian
 from normflows.flows import (
     ActNorm,
     AffineCouplingBlock,
@@ -20,7 +21,9 @@ from geoflow_plugin.geometry.checks import check_counts
 
 __all__ = ["Chain", "context_dim_of", "smooth_couplings", "takes_context"]
 
-_DEAF = InvertibleAffine, LULinearPermute, Permute  # have a context, and ignore it
+# have a context, and ignore it
+_DEAF = InvertibleAffine, LULinearPermute, Permute
+_DEAF_BASES = DiagGaussian, Uniform, UniformGaussian
 
 
 class Chain(nn.ModuleList):
@@ -112,7 +115,7 @@ def context_dim_of(module):
     0 if it takes none, None if it does not say. Layers of normflows do not: their networks
     have weights for it, or were made without.
     """
-    if not takes_context(module):
+    if not takes_context(module) or type(module) in _DEAF_BASES:
         return 0
     if hasattr(module, "context_dim"):
         return module.context_dim

@@ -567,6 +567,19 @@ def test_a_moser_base_is_fitted_in_its_own_way():
     torch.testing.assert_close(flow.log_prob(flow.decode(u)), base.log_prob(u))
 
 
+def test_by_probes_the_loss_has_its_value_as_well():
+    high = layers(4)
+    exact_flow = InjectiveFlow(4, dim=2, high_layers=high).double()
+    flow = InjectiveFlow(4, dim=2, high_layers=high, method="hutchinson").double()
+    x = torch.randn(50, 4, dtype=torch.float64)
+    torch.manual_seed(0)
+    draws = torch.stack([flow.loss(x).detach() for _ in range(40)])
+    assert draws.std() > 0
+    assert_mean(draws, exact_flow.loss(x).detach())
+    with torch.no_grad():
+        torch.testing.assert_close(flow.loss(x), exact_flow.loss(x))
+
+
 def test_fits_repeat_themselves():
     def fitted(method):
         torch.manual_seed(0)

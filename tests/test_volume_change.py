@@ -438,15 +438,37 @@ def test_the_error_of_the_value_is_what_it_says(dtype):
     assert log_volume_change_and_error(mapping, z, n_probes=1)[1].isinf().all()
 
 
-def test_the_surrogate_is_not_a_value_and_says_nothing_of_it():
-    mapping, z = Decoder(3, 6), normals(4, 3)
-    value, surrogate = value_and_log_volume_change(mapping, z, method="hutchinson")
+def test_what_training_takes_has_the_value_as_well():
+    mapping, z = Decoder(3, 6), normals(400, 3)
+    exact_volume = log_volume_change(mapping, z).detach()
+    draw = torch.Generator().manual_seed(0)
+    value, found = value_and_log_volume_change(mapping, z, method="hutchinson", generator=draw)
     torch.testing.assert_close(value, mapping(z))
-    assert not surrogate.any() and surrogate.requires_grad
-    with torch.no_grad():
-        value, nothing = value_and_log_volume_change(mapping, z, method="hutchinson")
-        assert not value.requires_grad and not nothing.requires_grad
+    assert found.requires_grad
+    assert_mean(found.detach() - exact_volume, torch.zeros(()).double(), floor=1e-9)
+    with torch.no_grad():  # no gradient is wanted, so that there is nothing to spare
+        value, found = value_and_log_volume_change(mapping, z, method="hutchinson")
+        assert not value.requires_grad
+        torch.testing.assert_close(found, exact_volume)
         assert not log_volume_change(mapping, z, "hutchinson").requires_grad
+
+
+def test_probes_in_inference_mode_are_those_outside():
+    mapping, z = Decoder(3, 6), normals(4, 3)
+
+    def volume():
+        draw = torch.Generator().manual_seed(0)
+        found = log_volume_change(mapping, z, "hutchinson", generator=draw)
+        return [found.detach(), *log_volume_change_and_error(mapping, z, generator=draw)]
+
+    expected = volume()
+    with torch.inference_mode():
+        z = normals(4, 3)
+        found = volume()
+        with pytest.raises(TypeError, match="generator: expected a torch.Generator, got int"):
+            log_volume_change(mapping, z, "hutchinson", generator=3)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_the_mapping_is_evaluated_once_whatever_the_number_of_probes():

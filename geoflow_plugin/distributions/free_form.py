@@ -28,7 +28,8 @@ class FreeFormInjectiveFlow(InjectiveFlow):
     sg being a constant, which random probes estimate without bias by one vector-Jacobian and
     one Jacobian-vector product each; f' is taken at the data point and not at its projection,
     which is what keeps curvature from growing (Sorrenson et al.). What is trained on has
-    these gradients, and values that mean nothing; ``log_prob`` is the exact density of
+    these gradients, and values that mean nothing (those of ``loss`` and of ``loss`` in
+    ``history_``, too; validation has the exact volume); ``log_prob`` is the exact density of
     g(f(x)) by the decoder's volume change.
 
     Parameters

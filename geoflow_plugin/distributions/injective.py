@@ -66,7 +66,7 @@ class InjectiveFlow(Flow):
     dim : int, optional
         d, where ``space`` is not given.
     method : {"exact", "hutchinson"}
-        How training takes the gradient of the volume: exactly, or by ``n_probes`` random
+        How training takes the volume and its gradient: exactly, or by ``n_probes`` random
         probes and conjugate gradients, which never form J. ``log_prob`` is exact.
     reconstruction_weight : float
         The weight lambda. Likelihood prefers a small volume, so that a curved manifold is
@@ -225,7 +225,7 @@ class InjectiveFlow(Flow):
         return self._projected(x, context)[0]
 
     def training_log_prob(self, x, generator=None, **given):
-        """Log density whose gradient in the volume is taken by ``method``."""
+        """Log density whose volume, and the gradient of that, is taken by ``method``."""
         return self._training_terms(x, generator, **given)[0]
 
     def _training_terms(self, x, generator=None, context=None):
@@ -277,7 +277,10 @@ class InjectiveFlow(Flow):
     # Learning
 
     def loss(self, x, context=None):
-        """Mean of -log p(x) and reconstruction_weight times the squared error, a scalar."""
+        """Mean of -log p(x) and reconstruction_weight times the squared error, a scalar.
+
+        With ``method="hutchinson"`` value and gradient are estimates by the same probes.
+        """
         self._check_metric()
         x = self._points(x)
         return self._objective(x, 1.0, None, **self._given(context, len(x)))

@@ -914,6 +914,18 @@ def test_sizes_are_checked_without_a_trace():
         assert torch.equal(value, before[name])
 
 
+@pytest.mark.parametrize("check", [gf.check_normalization, gf.check_sampling])
+def test_a_density_on_a_submanifold_has_no_integral_around_it(check):
+    with pytest.raises(TypeError, match="distribution: .* submanifold of dimension 1"):
+        check(InjectiveFlow(2, Hypersphere(1)), n=100)
+    high = [CONDITIONAL["affine"]()]
+    law = gf.AtContext(InjectiveFlow(4, dim=2, high_layers=high), torch.zeros(2))
+    with pytest.raises(TypeError, match="distribution: .* submanifold of dimension 2"):
+        check(law, n=100)
+    integral, error = gf.check_normalization(InjectiveFlow(2, dim=2), n=2000)
+    assert abs(integral - 1) < 5 * error + 1e-6
+
+
 def test_only_euclidean_spaces_hold_data():
     assert InjectiveFlow.supports(Euclidean(3))
     assert not InjectiveFlow.supports(Hypersphere(2))

@@ -5,6 +5,7 @@ import math
 import torch
 
 from geoflow_plugin import geometry
+from geoflow_plugin.distributions.at_context import AtContext
 from geoflow_plugin.distributions.base import require_distribution
 from geoflow_plugin.distributions.kernel_density import KernelDensity
 from geoflow_plugin.distributions.mixture import Mixture
@@ -35,6 +36,11 @@ def check_normalization(distribution, n=100_000, generator=None):
     Returns
     -------
     integral, standard_error : float
+
+    Raises
+    ------
+    TypeError
+        For a density on a submanifold, which has no integral over the space around it.
     """
     require_distribution(distribution)
     check_counts(2, n=n)
@@ -95,6 +101,13 @@ def importance_sample(distribution, n, generator=None):
     log_prob : torch.Tensor, shape=(n,)
     """
     space = distribution.space
+    latent = getattr(_at_any_context(distribution), "latent_space", None)
+    if latent is not None and geometry.dim(latent) < geometry.dim(space):
+        raise TypeError(
+            f"distribution: a {type(distribution).__name__} has its density on a learned "
+            f"submanifold of dimension {geometry.dim(latent)}, and none in the space around "
+            "it to integrate; docs/injective.md says how to integrate over the manifold."
+        )
     # a kernel on each of these: enough to find the peaks, few enough for n times as many
     sample = distribution.sample(min(2000, max(200, n // 10)), generator=generator)
     components = [_wide(space, sample)]
@@ -108,6 +121,11 @@ def importance_sample(distribution, n, generator=None):
         weight = (log_prob - proposal.log_prob(x)).double().exp()
         columns.append((weight, log_prob))
     return tuple(torch.cat(column) for column in zip(*columns, strict=True))
+
+
+def _at_any_context(distribution):
+    """What a law at one context is a law of."""
+    return distribution.distribution if isinstance(distribution, AtContext) else distribution
 
 
 def _wide(space, sample):

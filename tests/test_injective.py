@@ -21,6 +21,7 @@ from geoflow_plugin.distributions.injective import InjectiveFlow
 from geoflow_plugin.layers.chain import Chain, smooth_couplings
 from geoflow_plugin.layers.embedding import Embedding, LinearEmbedding, Reshape
 from geoflow_plugin.outliers import OutlierStump, outlier_scores
+from geoflow_plugin.volume_change import exact
 
 LATENT = {
     "R1": lambda: Euclidean(1),
@@ -313,6 +314,71 @@ def test_context_reaches_the_layers_that_take_one():
         make_flow("R1", 3).log_prob(torch.zeros(1, 3).double(), context=context[:1])
 
 
+CONDITIONAL = {
+    "affine": lambda: nf.flows.MaskedAffineAutoregressive(4, 8, context_features=2),
+    "coupled spline": lambda: nf.flows.CoupledRationalQuadraticSpline(
+        4, 1, 8, num_context_channels=2
+    ),
+    "autoregressive spline": lambda: nf.flows.AutoregressiveRationalQuadraticSpline(
+        4, 1, 8, num_context_channels=2
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CONDITIONAL)
+def test_a_context_that_layers_need_is_asked_for_by_name(kind):
+    flow = InjectiveFlow(4, dim=2, high_layers=[CONDITIONAL[kind]()]).double()
+    x = torch.randn(3, 4, dtype=torch.float64)
+    assert flow.conditional and flow.context_dim == 2
+    ask = [flow.log_prob, flow.encode, flow.project, flow.reconstruction_error, flow.loss]
+    for method in [*ask, lambda x, **given: flow.decode(x[:, :2], **given), flow.fit]:
+        with pytest.raises(TypeError, match=r"context: .*needs one, of shape \(3, 2\)"):
+            method(x)
+        with pytest.raises(ValueError, match="context: expected 2 columns, got 3"):
+            method(x, context=torch.zeros(3, 3))
+    with pytest.raises(TypeError, match="context: .*needs one"):
+        flow.manifold()
+    assert flow.log_prob(x, context=torch.zeros(3, 2)).shape == (3,)
+
+
+@pytest.mark.parametrize("kind", CONDITIONAL)
+def test_layers_with_a_context_are_trained_through_forward_mode(kind):
+    # torch has no derivative of the forward-mode derivative of their gates
+    flow = InjectiveFlow(4, dim=2, high_layers=[roughen(CONDITIONAL[kind]())]).double()
+    x, context = torch.randn(2, 3, 4, dtype=torch.float64)
+    context, weights = context[:, :2], list(flow.high_layers.parameters())
+    found = torch.autograd.grad(flow.loss(x, context), weights, allow_unused=True)
+    u = flow._left_inverse(x, context)[0]
+    columns = torch.eye(2, dtype=x.dtype)[:, None].expand(-1, 3, -1)
+    value, derivatives = exact.reverse_mode(lambda y: flow._immerse(y, context), u, columns)
+    log_prob = flow.base.log_prob(u) - exact.half_log_det(derivatives)
+    expected = (10 * (value - x).square().sum(1) - log_prob).mean()
+    for a, b in zip(
+        found, torch.autograd.grad(expected, weights, allow_unused=True), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+    flow.fit(x, context=context, max_steps=2, validation=None, progress=False)
+
+
+def test_layers_made_without_context_take_none():
+    low = [
+        nf.flows.MaskedAffineAutoregressive(2, 8),
+        nf.flows.CoupledRationalQuadraticSpline(2, 1, 8),
+        gf.layers.MongeAmpere(Euclidean(2), n_steps=4),
+    ]
+    flow = InjectiveFlow(4, dim=2, low_layers=low)
+    assert not flow.conditional and flow.context_dim is None
+    with pytest.raises(TypeError, match="context: .*takes none"):
+        flow.log_prob(torch.randn(3, 4), context=torch.zeros(3, 2))
+    encoder = torch.nn.Linear(3, 4)
+    base = nf.distributions.base.ConditionalDiagGaussian(2, encoder)
+    flow = InjectiveFlow(4, base=base, low_layers=low, dim=2)
+    assert flow.conditional and flow.context_dim == 3
+    assert flow.log_prob(torch.randn(3, 4), context=torch.zeros(3, 3)).shape == (3,)
+    with pytest.raises(ValueError, match=r"one length of context .* \[2, 3\]"):
+        InjectiveFlow(4, None, base, low, [CONDITIONAL["affine"]()], dim=2)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dtype_and_device(dtype, device):
     flow = make_flow("S2", 4).to(device, dtype)
@@ -375,17 +441,68 @@ def test_the_objective_balances_volume_and_reconstruction(method):
     torch.testing.assert_close(flow.log_prob(x), torch.full_like(x[:, 0], log_density))
 
 
-def test_divergence_is_noticed_and_the_good_weights_are_kept():
+@pytest.mark.parametrize("validation", [0.1, None])
+def test_divergence_is_noticed_and_the_good_weights_are_kept(validation):
     # with so small a weight, r (1 - r) = 1 / (2 weight) has no solution: the circle shrinks
     flow = InjectiveFlow(
         2, Hypersphere(1), high_layers=[Radius(0.0)], reconstruction_weight=0.1
     )
     x = circle()
     with pytest.raises(FloatingPointError, match="raise reconstruction_weight") as caught:
-        flow.fit(x, max_steps=200, learning_rate=0.1, progress=False)
+        flow.fit(x, max_steps=200, learning_rate=0.1, progress=False, validation=validation)
     assert "diverged" in str(caught.value)
-    assert float(flow.reconstruction_error(x).square().mean()) < 0.5
+    assert float(flow.reconstruction_error(x).detach().square().mean()) < 0.5
     assert bool(flow.log_prob(x).isfinite().all())
+
+
+@pytest.mark.parametrize("validation", [0.1, None])
+def test_divergence_from_a_poor_start_is_noticed_before_the_weights_are_kept(validation):
+    # a line through a circle starts with half of the variance, and has no tenfold to go
+    torch.manual_seed(0)
+    angle = 2 * math.pi * torch.rand(600, dtype=torch.float64)
+    x = torch.stack([angle.cos(), angle.sin()], dim=1)
+    flow = InjectiveFlow(
+        2, dim=1, high_layers=smooth_couplings(2, 2, 16), reconstruction_weight=0.1
+    ).double()
+    before = float(flow.reconstruction_error(x).detach().square().mean())
+    with pytest.raises(FloatingPointError, match="diverged"):
+        flow.fit(
+            x,
+            max_steps=250,
+            learning_rate=1e-2,
+            batch_size=256,
+            progress=False,
+            validation=validation,
+        )
+    after = float(flow.reconstruction_error(x).detach().square().mean())
+    assert after < max(1.5 * before, 0.5)
+
+
+class Killed(BaseException):
+    """What ends a run between two checks."""
+
+
+@pytest.mark.parametrize("killed_at", [None, 25])
+def test_a_resumed_fit_knows_what_the_detector_knew(killed_at, tmp_path):
+    # killed at a check, or resumed from what a run that diverged has left
+    def stop(step, _):
+        if killed_at is not None and step >= killed_at:
+            raise Killed
+
+    def fit(**options):
+        flow = InjectiveFlow(
+            2, Hypersphere(1), high_layers=[Radius(0.0)], reconstruction_weight=0.1
+        )
+        flow.fit(circle(), max_steps=200, learning_rate=0.1, progress=False, **options)
+
+    with pytest.raises(FloatingPointError) as uninterrupted:
+        fit()
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises((Killed, FloatingPointError)):
+        fit(checkpoint=path, callback=stop)
+    with pytest.raises(FloatingPointError) as resumed:
+        fit(checkpoint=path, resume=True)
+    assert str(resumed.value) == str(uninterrupted.value)
 
 
 def test_a_differential_without_rank_ends_the_fit_with_the_good_weights():
@@ -448,6 +565,19 @@ def test_a_moser_base_is_fitted_in_its_own_way():
     assert -float(flow.log_prob(circle(2000, seed=1)).detach().mean()) < entropy + 0.05
     u = flow.encode(circle(50))
     torch.testing.assert_close(flow.log_prob(flow.decode(u)), base.log_prob(u))
+
+
+def test_by_probes_the_loss_has_its_value_as_well():
+    high = layers(4)
+    exact_flow = InjectiveFlow(4, dim=2, high_layers=high).double()
+    flow = InjectiveFlow(4, dim=2, high_layers=high, method="hutchinson").double()
+    x = torch.randn(50, 4, dtype=torch.float64)
+    torch.manual_seed(0)
+    draws = torch.stack([flow.loss(x).detach() for _ in range(40)])
+    assert draws.std() > 0
+    assert_mean(draws, exact_flow.loss(x).detach())
+    with torch.no_grad():
+        torch.testing.assert_close(flow.loss(x), exact_flow.loss(x))
 
 
 def test_fits_repeat_themselves():
@@ -610,6 +740,16 @@ single = manifold.random_point()
 found["shapes"] = [list(single.shape), list(manifold.immersion(single).shape)]
 x = flow.sample(5).detach()
 found["projection"] = float((manifold.immersion(manifold.projection(x)) - x).abs().max())
+# a circle in angles, all around
+flow = InjectiveFlow(2, Hypersphere(1), high_layers=[]).double()
+angle = torch.tensor([[1.0], [3.0], [3.1], [-3.1]], dtype=torch.float64)
+x = torch.cat([angle.cos(), angle.sin()], dim=1)
+manifold = flow.manifold()
+found["angles"] = float((manifold.projection(x) - angle).abs().max())
+found["around"] = float((manifold.immersion(angle + 2 * torch.pi) - x).abs().max())
+found["across"] = abs(float(manifold.metric.dist(angle[2], angle[3])) - (2 * torch.pi - 6.2))
+turned = flow.manifold(base_point=x[1])
+found["from 3"] = float((turned.projection(x[:3]) - (angle[:3] - 3)).abs().max())
 print(json.dumps(found))
 """
 
@@ -623,7 +763,8 @@ def test_geomstats_runs_on_the_learned_manifold(monkeypatch, pytestconfig):
     bounds = {"round trip": 1e-10, "metric": 1e-10, "hessian": 1e-9, "projection": 1e-9}
     bounds["laplacian"] = 1e-8
     bounds |= dict.fromkeys(["distance", "log", "exp", "geodesic", "speed"], 1e-4)
-    bounds |= {"mean": 1e-3, "equation": 1e-6}
+    bounds |= {"mean": 1e-3, "equation": 1e-6, "across": 1e-6}
+    bounds |= dict.fromkeys(["angles", "around", "from 3"], 1e-12)
     for name, bound in bounds.items():
         assert found[name] < bound, (name, json.dumps(found))
 
@@ -691,6 +832,31 @@ def test_a_stump_takes_the_score_that_tells():
             TypeError,
             "encoder: expected a torch.nn.Module",
         ),
+        *(
+            (lambda part=part: FreeFormInjectiveFlow(3, dim=2, **part), ValueError, message)
+            for part, message in [
+                ({"decoder": torch.nn.Linear(2, 5)}, "decoder: expected points of 3 entries"),
+                ({"decoder": torch.nn.Linear(3, 3)}, "decoder: sizes do not fit"),
+                ({"encoder": torch.nn.Linear(3, 1)}, "encoder: expected points of 2 entries"),
+                ({"encoder": torch.nn.Linear(4, 2)}, "encoder: sizes do not fit"),
+            ]
+        ),
+        *(
+            (lambda part=part: InjectiveFlow(3, dim=2, **part()), ValueError, message)
+            for part, message in [
+                (lambda: {"base": nf.distributions.DiagGaussian(3)}, "base: .* 2 entries"),
+                (lambda: {"base": nf.distributions.DiagGaussian(1)}, "base: .* 2 entries"),
+                (lambda: {"high_layers": smooth_couplings(2)}, "high_layers: sizes"),
+                (lambda: {"low_layers": [nf.flows.LULinearPermute(3)]}, "low_layers: sizes"),
+                (
+                    lambda: {
+                        "low_layers": [nf.flows.LULinearPermute(2)],
+                        "base": gf.Uniform(Hypersphere(2)),
+                    },
+                    "low_layers: expected points of 3 entries",
+                ),
+            ]
+        ),
         (lambda: OutlierStump(None, ["fid"]), ValueError, "scores: expected some of"),
     ],
 )
@@ -711,6 +877,53 @@ def test_bad_points():
             method(x * math.nan)
     with pytest.raises(ValueError, match="z: expected points on Hypersphere"):
         flow.decode(torch.ones(2, 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("chart", [False, True])
+def test_bad_latent_points_are_refused_whosoever_the_base_is(chart):
+    space = LATENT["SPD2" if chart else "R2"]()
+    k = geometry.dim(space)
+    base = nf.distributions.DiagGaussian(k).double()
+    low = [nf.flows.LULinearPermute(k), *([gf.layers.Chart(space)] if chart else [])]
+    flow = InjectiveFlow(5, space, base, low, layers(5)).double()
+    z = base.sample(3).detach()
+    assert flow.decode(z).shape == (3, 5)
+    for wrong in (z[:, None], z[:0], torch.ones(2, k + 1).double(), z * math.nan):
+        with pytest.raises(ValueError, match="z: expected"):
+            flow.decode(wrong)
+    for wrong in (z.numpy(), z.float()):
+        with pytest.raises(TypeError, match="z: expected"):
+            flow.decode(wrong)
+
+
+def test_sizes_are_checked_without_a_trace():
+    class Noisy(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + torch.randn(len(x), 1)
+
+    high = [nf.flows.ActNorm((3,)), nf.flows.LULinearPermute(3)]
+    before = copy.deepcopy(high[0].state_dict())
+    base, encoder, decoder = nf.distributions.DiagGaussian(2), Noisy(3, 2), Noisy(2, 3)
+    rng_untouched(lambda: InjectiveFlow(3, dim=2, base=base, high_layers=high) and 0)
+    rng_untouched(
+        lambda: (
+            FreeFormInjectiveFlow(3, dim=2, base=base, encoder=encoder, decoder=decoder) and 0
+        )
+    )
+    for name, value in high[0].state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+@pytest.mark.parametrize("check", [gf.check_normalization, gf.check_sampling])
+def test_a_density_on_a_submanifold_has_no_integral_around_it(check):
+    with pytest.raises(TypeError, match="distribution: .* submanifold of dimension 1"):
+        check(InjectiveFlow(2, Hypersphere(1)), n=100)
+    high = [CONDITIONAL["affine"]()]
+    law = gf.AtContext(InjectiveFlow(4, dim=2, high_layers=high), torch.zeros(2))
+    with pytest.raises(TypeError, match="distribution: .* submanifold of dimension 2"):
+        check(law, n=100)
+    integral, error = gf.check_normalization(InjectiveFlow(2, dim=2), n=2000)
+    assert abs(integral - 1) < 5 * error + 1e-6
 
 
 def test_only_euclidean_spaces_hold_data():

@@ -260,19 +260,75 @@ def test_where_there_is_no_volume_the_sample_is_named(method, mistake, device):
     assert issubclass(VolumeChangeError, FloatingPointError)
 
 
-def test_jitter_is_bounded_local_and_said():
-    stretch = torch.ones(5, 2, dtype=torch.float32)
-    stretch[3, 1] = 1e-5  # squared, below the rounding of float32
-    turn = torch.linalg.qr(normals(4, 4))[0][:2].float()
-    z = normals(5, 2).float()
-    with pytest.warns(UserWarning, match=r"singular to working precision at sample 3 of 5"):
-        volume = log_volume_change(
-            lambda y: (y + y.roll(1, 1) * (1 - 1e-6)) * stretch @ turn, z
+def conditioned(n, rows, columns, condition, seed=0):
+    """Random matrices with singular values from 1 to 1 / condition."""
+    left = torch.linalg.qr(normals(n, rows, columns, seed=seed))[0]
+    right = torch.linalg.qr(normals(n, columns, columns, seed=seed + 1))[0]
+    values = torch.logspace(0, -math.log10(condition), columns, dtype=torch.float64)
+    return (left * values) @ right, values.log().sum()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [2, 5, 20])
+def test_a_bad_condition_costs_its_digits_and_not_twice_as_many(size, dtype):
+    eps = torch.finfo(dtype).eps
+    for exponent in (0.2, 0.4, 0.6, 0.7):
+        matrix, expected = conditioned(50, 2 * size, size, eps**-exponent)
+        z = normals(50, size, dtype=dtype)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            w = matrix.to(dtype).requires_grad_()
+            found = log_volume_change(lambda y, w=w: (w @ y.unsqueeze(-1)).squeeze(-1), z)
+        error = float((found.detach().double() - expected).abs().max())
+        # half of the digits are left by the Gram matrix, and QR takes over
+        assert error < max(20 * eps**0.5, 50 * eps ** (1 - exponent)), (exponent, error)
+        (gradient,) = gradients(found, [w])
+        pseudo_inverse = torch.linalg.pinv(matrix, rtol=0).mT
+        off = (gradient - pseudo_inverse).flatten(1).norm(dim=1)
+        off = off.detach() / pseudo_inverse.flatten(1).norm(dim=1)
+        assert float(off.max()) < max(20 * eps**0.5, 100 * eps ** (1 - exponent))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("size", "out"), [(2, 3), (5, 10), (20, 40)])
+def test_a_lost_rank_is_an_error_for_every_sample(size, out, dtype):
+    for seed in range(20):
+        thin = normals(out, size - 1, seed=seed) @ normals(size - 1, size, seed=seed + 1)
+        thin = thin.to(dtype)
+        with pytest.raises(VolumeChangeError, match="at samples 0, 1 of 2"):
+            log_volume_change(lambda z, thin=thin: z @ thin.mT, normals(2, size, dtype=dtype))
+    with pytest.raises(VolumeChangeError, match="at samples 0, 1 of 2"):  # one column is zero
+        log_volume_change(
+            lambda z: z * torch.eye(size, dtype=dtype)[0], normals(2, size, dtype=dtype)
         )
-    assert volume.isfinite().all()
 
 
-def test_no_jitter_on_the_good_path():
+def test_few_digits_are_said_and_at_which_samples():
+    stretch = torch.zeros(5, 2)
+    stretch[3] = 1 - 1e-5  # nearly parallel columns, in single precision
+    with pytest.warns(UserWarning, match="nearly singular .* at sample 3 of 5") as caught:
+        found = log_volume_change(lambda y: y + y.roll(1, 1) * stretch, normals(5, 2).float())
+    assert len(caught) == 1
+    assert float(found[3]) == pytest.approx(math.log(2e-5), abs=0.1)
+    torch.testing.assert_close(found[[0, 1, 2, 4]], torch.zeros(4))
+
+
+def test_one_sample_of_poor_condition_leaves_the_others_as_they_are():
+    mapping, z = Decoder(3, 6), normals(6, 3)
+    turn = torch.linalg.qr(normals(3, 3))[0]
+    factor = torch.ones(6, 1, 3, dtype=torch.float64)
+    factor[2, 0, 2] = 1e-6
+
+    def squeeze(y):
+        return (y.unsqueeze(1) @ turn * factor @ turn.mT).squeeze(1)
+
+    expected = log_volume_change(mapping, squeeze(z))
+    expected[2] = expected[2] + math.log(1e-6)
+    found = log_volume_change(lambda y: mapping(squeeze(y)), z)
+    torch.testing.assert_close(found, expected, atol=1e-8, rtol=0)
+
+
+def test_the_scales_of_columns_cost_no_digits():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         z = normals(5, 2)
@@ -382,15 +438,37 @@ def test_the_error_of_the_value_is_what_it_says(dtype):
     assert log_volume_change_and_error(mapping, z, n_probes=1)[1].isinf().all()
 
 
-def test_the_surrogate_is_not_a_value_and_says_nothing_of_it():
-    mapping, z = Decoder(3, 6), normals(4, 3)
-    value, surrogate = value_and_log_volume_change(mapping, z, method="hutchinson")
+def test_what_training_takes_has_the_value_as_well():
+    mapping, z = Decoder(3, 6), normals(400, 3)
+    exact_volume = log_volume_change(mapping, z).detach()
+    draw = torch.Generator().manual_seed(0)
+    value, found = value_and_log_volume_change(mapping, z, method="hutchinson", generator=draw)
     torch.testing.assert_close(value, mapping(z))
-    assert not surrogate.any() and surrogate.requires_grad
-    with torch.no_grad():
-        value, nothing = value_and_log_volume_change(mapping, z, method="hutchinson")
-        assert not value.requires_grad and not nothing.requires_grad
+    assert found.requires_grad
+    assert_mean(found.detach() - exact_volume, torch.zeros(()).double(), floor=1e-9)
+    with torch.no_grad():  # no gradient is wanted, so that there is nothing to spare
+        value, found = value_and_log_volume_change(mapping, z, method="hutchinson")
+        assert not value.requires_grad
+        torch.testing.assert_close(found, exact_volume)
         assert not log_volume_change(mapping, z, "hutchinson").requires_grad
+
+
+def test_probes_in_inference_mode_are_those_outside():
+    mapping, z = Decoder(3, 6), normals(4, 3)
+
+    def volume():
+        draw = torch.Generator().manual_seed(0)
+        found = log_volume_change(mapping, z, "hutchinson", generator=draw)
+        return [found.detach(), *log_volume_change_and_error(mapping, z, generator=draw)]
+
+    expected = volume()
+    with torch.inference_mode():
+        z = normals(4, 3)
+        found = volume()
+        with pytest.raises(TypeError, match="generator: expected a torch.Generator, got int"):
+            log_volume_change(mapping, z, "hutchinson", generator=3)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_the_mapping_is_evaluated_once_whatever_the_number_of_probes():

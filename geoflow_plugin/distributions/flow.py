@@ -36,6 +36,8 @@ class Flow(Distribution):
         After ``fit``: ``step``, ``loss`` and ``validation``, in nats per point.
     """
 
+    _watches_training = False  # whether its validation does without held-out points
+
     def fit(
         self,
         X,
@@ -138,7 +140,7 @@ class Flow(Distribution):
             self.history_ = minimize(
                 module,
                 loss,
-                validate if held_out is not None else None,
+                validate if held_out is not None or self._watches_training else None,
                 train.batches(batch_size, seed),
                 max_steps=max_steps,
                 learning_rate=learning_rate,

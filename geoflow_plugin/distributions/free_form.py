@@ -7,7 +7,8 @@ from torch import nn
 from torch.func import vjp, vmap
 
 from geoflow_plugin import geometry
-from geoflow_plugin.distributions.injective import InjectiveFlow, ambient_space, latent_space
+from geoflow_plugin.distributions.injective import InjectiveFlow
+from geoflow_plugin.distributions.injective_parts import ambient_space, latent_space
 from geoflow_plugin.geometry.forward_mode import jvp
 from geoflow_plugin.layers.embedding import Embedding
 
@@ -27,7 +28,8 @@ class FreeFormInjectiveFlow(InjectiveFlow):
     sg being a constant, which random probes estimate without bias by one vector-Jacobian and
     one Jacobian-vector product each; f' is taken at the data point and not at its projection,
     which is what keeps curvature from growing (Sorrenson et al.). What is trained on has
-    these gradients, and values that mean nothing; ``log_prob`` is the exact density of
+    these gradients, and values that mean nothing (those of ``loss`` and of ``loss`` in
+    ``history_``, too; validation has the exact volume); ``log_prob`` is the exact density of
     g(f(x)) by the decoder's volume change.
 
     Parameters
@@ -105,6 +107,8 @@ class EncoderDecoder(Embedding):
     encoder, decoder : nn.Module, optional
         (n, D) to (n, k), and back.
     """
+
+    names = "decoder", "encoder"
 
     def __init__(self, dim, ambient_dim, encoder=None, decoder=None):
         super().__init__(dim, ambient_dim)

@@ -7,8 +7,16 @@ import torch
 
 from geoflow_plugin import geometry
 from geoflow_plugin.distributions.base import Distribution, sample_from
-from geoflow_plugin.distributions.checks import as_context, as_points, check_component
+from geoflow_plugin.distributions.checks import as_points, check_component
 from geoflow_plugin.distributions.flow import Flow, dtype_of
+from geoflow_plugin.distributions.injective_parts import (
+    ambient_space,
+    as_chain,
+    base_space,
+    check_sizes,
+    common_context_dim,
+    latent_space,
+)
 from geoflow_plugin.distributions.manifold_training import (
     Diverged,
     density_problem,
@@ -16,9 +24,8 @@ from geoflow_plugin.distributions.manifold_training import (
     manifold_problem,
 )
 from geoflow_plugin.geometry.checks import check_counts
-from geoflow_plugin.layers.chain import Chain, smooth_couplings, takes_context
+from geoflow_plugin.layers.chain import smooth_couplings
 from geoflow_plugin.layers.embedding import Embedding
-from geoflow_plugin.spaces.euclidean import euclidean
 from geoflow_plugin.spaces.learned import LearnedManifold
 from geoflow_plugin.training import Data
 from geoflow_plugin.volume_change import value_and_log_volume_change
@@ -59,7 +66,7 @@ class InjectiveFlow(Flow):
     dim : int, optional
         d, where ``space`` is not given.
     method : {"exact", "hutchinson"}
-        How training takes the gradient of the volume: exactly, or by ``n_probes`` random
+        How training takes the volume and its gradient: exactly, or by ``n_probes`` random
         probes and conjugate gradients, which never form J. ``log_prob`` is exact.
     reconstruction_weight : float
         The weight lambda. Likelihood prefers a small volume, so that a curved manifold is
@@ -115,7 +122,7 @@ class InjectiveFlow(Flow):
                 f"ambient_dim: expected {sizes[0]} at least, the entries of a point of "
                 f"{type(latent).__qualname__}, got {sizes[1]}."
             )
-        low_layers = _chain(low_layers, "low_layers")
+        low_layers = as_chain(low_layers, "low_layers")
         if base is not None and not len(low_layers):
             check_component(latent, base, "base")
         embedding = Embedding(*sizes) if embedding is None else embedding
@@ -129,7 +136,7 @@ class InjectiveFlow(Flow):
             )
         if high_layers is None:
             high_layers = smooth_couplings(sizes[1])
-        high_layers = _chain(high_layers, "high_layers")
+        high_layers = as_chain(high_layers, "high_layers")
         dtypes = map(dtype_of, [high_layers, embedding, low_layers, base])
         dtype = next(filter(None, dtypes), torch.get_default_dtype())
         super().__init__(ambient, dtype)
@@ -140,9 +147,10 @@ class InjectiveFlow(Flow):
         self.method, self.n_probes = method, n_probes
         self.reconstruction_weight = float(weight)
         self._problem, self._warm_up = joint_problem, 1
-        layers = [*low_layers, *high_layers]
-        self.conditional = self._base_takes_context() or any(map(takes_context, layers))
+        context_dim = common_context_dim(self.base, [*low_layers, *high_layers])
+        self.conditional, self.context_dim = context_dim != 0, context_dim or None
         self.to(next(self.parameters(), self._anchor).device, dtype)
+        check_sizes(self)
 
     @classmethod
     def supports(cls, space):
@@ -155,8 +163,7 @@ class InjectiveFlow(Flow):
             self.base._check_metric()
 
     def _base_takes_context(self):
-        is_ours = isinstance(self.base, Distribution)
-        return self.base.conditional if is_ours else takes_context(self.base)
+        return common_context_dim(self.base, []) != 0
 
     # The map
 
@@ -180,8 +187,8 @@ class InjectiveFlow(Flow):
     def decode(self, z, context=None):
         """Points of the manifold, (n, *space.shape), at latent points of the base."""
         self._check_metric()
-        if isinstance(self.base, Distribution):
-            geometry.check_points(self.base.space, z, "z", self.dtype, self.device)
+        space = base_space(self.base, self.low_layers, self.latent_space)
+        geometry.check_points(space, z, "z", self.dtype, self.device)
         return self._decode(z, **self._given(context, len(z)))
 
     def project(self, x, context=None):
@@ -218,7 +225,7 @@ class InjectiveFlow(Flow):
         return self._projected(x, context)[0]
 
     def training_log_prob(self, x, generator=None, **given):
-        """Log density whose gradient in the volume is taken by ``method``."""
+        """Log density whose volume, and the gradient of that, is taken by ``method``."""
         return self._training_terms(x, generator, **given)[0]
 
     def _training_terms(self, x, generator=None, context=None):
@@ -270,7 +277,10 @@ class InjectiveFlow(Flow):
     # Learning
 
     def loss(self, x, context=None):
-        """Mean of -log p(x) and reconstruction_weight times the squared error, a scalar."""
+        """Mean of -log p(x) and reconstruction_weight times the squared error, a scalar.
+
+        With ``method="hutchinson"`` value and gradient are estimates by the same probes.
+        """
         self._check_metric()
         x = self._points(x)
         return self._objective(x, 1.0, None, **self._given(context, len(x)))
@@ -291,8 +301,9 @@ class InjectiveFlow(Flow):
         ------
         FloatingPointError
             If training diverges: the loss or the volume stops being finite, at lower
-            learning rates as well; or held-out points are reconstructed ten times worse than
-            before and with more than half of their variance. The best weights are in place.
+            learning rates as well; or points held out (if none are, of training) are
+            reconstructed with an error above their variance and twice what it was, or above
+            half of it and ten times. The best weights from before that are in place.
         """
         return self._fit(joint_problem, X, **options)
 
@@ -323,6 +334,7 @@ class InjectiveFlow(Flow):
     def _fit(self, problem, X, max_steps=None, patience=None, **options):
         n_steps = max_steps if isinstance(max_steps, int) else 200
         self._problem, self._warm_up = problem, max(1, n_steps // 4)
+        self._watches_training = problem is joint_problem
         if patience is None:
             patience = max(1, n_steps // 2)
         try:
@@ -335,7 +347,7 @@ class InjectiveFlow(Flow):
                 "fit_in_two_steps."
             ) from error
         finally:
-            self._problem = joint_problem
+            self._problem, self._watches_training = joint_problem, False
 
     def _training_problem(self, train, held_out, generator):
         with torch.no_grad():
@@ -363,6 +375,7 @@ class InjectiveFlow(Flow):
         base_point : torch.Tensor or array, shape=space.shape, optional
             Coordinates are centred at its projection. Default: at the latent origin.
         context : torch.Tensor or array, shape=(1, k), optional
+            Of a conditional flow, which has a manifold at each.
 
         Returns
         -------
@@ -376,8 +389,7 @@ class InjectiveFlow(Flow):
         """
         self._check_metric()
         flow = copy.deepcopy(self).to("cpu", torch.float64).requires_grad_(False)
-        if context is not None:
-            context = as_context(context, 1, "cpu", torch.float64)
+        context = flow._given(context, 1).get("context")
 
         def given(n):
             return None if context is None else context.expand(n, -1)
@@ -408,40 +420,3 @@ class InjectiveFlow(Flow):
 
 def _context(context):
     return {} if context is None else {"context": context}
-
-
-def ambient_space(ambient_dim):
-    """The Euclidean space that data live in, of a dimension or as it is given."""
-    if hasattr(ambient_dim, "shape"):
-        if not geometry.is_euclidean(ambient_dim):
-            raise TypeError(
-                "ambient_dim: expected an integer or a Euclidean space, got "
-                f"{type(ambient_dim).__qualname__}."
-            )
-        return ambient_dim
-    check_counts(ambient_dim=ambient_dim)
-    return euclidean(ambient_dim)
-
-
-def latent_space(space, dim):
-    """The space given, if arrays are its points, or Euclidean space of a dimension."""
-    if space is None:
-        check_counts(dim=dim)
-        return euclidean(dim)
-    point = geometry.origin(space)[None]
-    if dim is not None and dim != geometry.dim(space):
-        raise ValueError(f"dim: expected {geometry.dim(space)}, that of space, got {dim!r}.")
-    if geometry.embed(space, point) is not point:
-        raise TypeError(
-            f"space: several arrays name one point of {type(space).__qualname__}, so that "
-            "padding them embeds nothing; use another latent space."
-        )
-    return space
-
-
-def _chain(layers, name):
-    """Layers of normflows, or modules with their two methods, as one."""
-    known = list(layers) if isinstance(layers, (list, tuple, torch.nn.ModuleList)) else [None]
-    if not all(isinstance(f, torch.nn.Module) and hasattr(f, "inverse") for f in known):
-        raise TypeError(f"{name}: expected a sequence of normflows layers, got {layers!r}.")
-    return Chain(known)  # type: ignore[arg-type]

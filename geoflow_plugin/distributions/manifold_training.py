@@ -31,19 +31,28 @@ def joint_problem(flow, train, held_out, generator):
         draws = generator_at(flow.device, seed, step, processes.rank())
         return flow._objective(points, min(1.0, step / flow._warm_up), draws, **given)
 
-    watch = _Watch((train if held_out is None else held_out).points)
+    judged = held_out
+    if held_out is None:  # there is no score, and yet a collapse to be seen
+        judged = Data(train.points, train.context).part(slice(1024))
+    watch = _Watch(judged.points)
 
     @torch.no_grad()
     def validate():
         negative, squared = 0.0, 0.0
-        for points, given in _parts(held_out):
-            log_prob, projected = flow._projected(points, **given)
-            negative -= float(log_prob.double().sum())
+        for points, given in _parts(judged):
+            if held_out is None:
+                projected = flow._immerse(flow._left_inverse(points, **given)[0], **given)
+            else:
+                log_prob, projected = flow._projected(points, **given)
+                negative -= float(log_prob.double().sum())
             squared += float((projected - points.flatten(1)).double().square().sum())
-        watch.check(squared / len(held_out))
-        return (negative + flow.reconstruction_weight * squared) / len(held_out)
+        if not watch.allows(squared / len(judged)):
+            return math.inf
+        score = (negative + flow.reconstruction_weight * squared) / len(judged)
+        return None if held_out is None and math.isfinite(score) else score
 
-    return flow, loss, validate
+    # what the watch has seen is kept with the weights, for a fit that is resumed
+    return nn.ModuleList([flow, watch]), loss, validate
 
 
 def manifold_problem(flow, train, held_out, generator):
@@ -112,20 +121,39 @@ def _mean_problem(flow, value, train, held_out):
     return loss, validate
 
 
-class _Watch:
-    """Notices that held-out points are no longer reconstructed."""
+class _Watch(nn.Module):
+    """Notices that points are no longer reconstructed.
+
+    A module, so that the lowest error so far is a buffer beside the weights: checkpoints
+    hold it, and training that goes back takes it back.
+    """
+
+    lowest: torch.Tensor
 
     def __init__(self, points):
+        super().__init__()
         flat = points.flatten(1).double()
         self.spread = float((flat - flat.mean(0)).square().sum(1).mean())
-        self.lowest = math.inf
+        self.register_buffer("lowest", torch.tensor(math.inf, dtype=torch.float64))
 
-    def check(self, squared):
-        """Refuse to go on when the error is large, and ten times what it was."""
-        if squared > max(10 * self.lowest, 0.5 * self.spread):
+    def allows(self, squared):
+        """Whether weights may be kept: likelihood has not begun to trade the error away.
+
+        The objective has no lower bound where the volume collapses, so that it cannot say
+        which weights came before.
+
+        Raises
+        ------
+        Diverged
+            For an error above the variance, which the mean of the points would have, and
+            twice what it was; or above half of it, and ten times.
+        """
+        lowest, spread = float(self.lowest), self.spread
+        if squared > min(max(2 * lowest, spread), max(10 * lowest, 0.5 * spread)):
             raise Diverged(
-                "fit: joint training diverged, the mean squared reconstruction error of "
-                f"held-out points having gone from {self.lowest:.3g} to {squared:.3g}; the "
-                "best weights so far are in place."
+                "fit: joint training diverged, the mean squared reconstruction error having "
+                f"gone from {lowest:.3g} to {squared:.3g}, where the variance of the points "
+                f"is {spread:.3g}; the best weights so far are in place."
             )
-        self.lowest = min(self.lowest, squared)
+        self.lowest.fill_(min(lowest, squared))
+        return not squared > max(1.5 * lowest, 0.5 * spread)  # which NaN is not

@@ -1,8 +1,10 @@
 """Layers of normflows one after the other, whatever they say of their log-determinants."""
 
 import inspect
+from contextlib import nullcontext
 
 import torch
+from normflows.distributions.base import DiagGaussian, Uniform, UniformGaussian
 from normflows.flows import (
     ActNorm,
     AffineCouplingBlock,
@@ -10,13 +12,18 @@ from normflows.flows import (
     LULinearPermute,
     Permute,
 )
+from normflows.nets.made import MADE
+from normflows.nets.resnet import ResidualNet
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from geoflow_plugin.geometry.checks import check_counts
 
-__all__ = ["Chain", "smooth_couplings", "takes_context"]
+__all__ = ["Chain", "context_dim_of", "smooth_couplings", "takes_context"]
 
-_DEAF = InvertibleAffine, LULinearPermute, Permute  # have a context, and ignore it
+# have a context, and ignore it
+_DEAF = InvertibleAffine, LULinearPermute, Permute
+_DEAF_BASES = DiagGaussian, Uniform, UniformGaussian
 
 
 class Chain(nn.ModuleList):
@@ -38,8 +45,9 @@ class Chain(nn.ModuleList):
     def image(self, z, context=None):
         """``forward`` without log-determinants, which cost time inside a derivative."""
         self._require_initialized()
-        for layer in self:
-            z = layer(z, **_given(layer, context))[0]
+        with nullcontext() if context is None else _OpenGates():
+            for layer in self:
+                z = layer(z, **_given(layer, context))[0]
         return z
 
     def inverse(self, x, context=None):
@@ -62,6 +70,23 @@ class Chain(nn.ModuleList):
                 )
 
 
+class _OpenGates(TorchFunctionMode):
+    """Writes gated linear units, by which normflows listens to a context, as a product.
+
+    Torch's own have a forward-mode derivative without a derivative of its own.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is nn.functional.glu:
+            return _gated(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _gated(input, dim=-1):
+    value, gate = input.chunk(2, dim)
+    return value * gate.sigmoid()
+
+
 def _run(x, context, moves):
     total = x.new_zeros(len(x))
     for layer, move in moves:
@@ -72,15 +97,36 @@ def _run(x, context, moves):
 
 
 def _given(layer, context):
-    return {"context": context} if context is not None and takes_context(layer) else {}
+    listens = context is not None and context_dim_of(layer) != 0
+    return {"context": context} if listens else {}
 
 
 def takes_context(module):
-    """Whether a layer, or a normflows base, listens to an argument ``context``."""
+    """Whether a layer, or a normflows base, has an argument ``context`` to listen to."""
     if isinstance(module, _DEAF):
         return False
     method = module.log_prob if hasattr(module, "log_prob") else module.forward
     return "context" in inspect.signature(method).parameters
+
+
+def context_dim_of(module):
+    """Columns of the context that a layer, or a normflows base, cannot do without.
+
+    0 if it takes none, None if it does not say. Layers of normflows do not: their networks
+    have weights for it, or were made without.
+    """
+    if not takes_context(module) or type(module) in _DEAF_BASES:
+        return 0
+    if hasattr(module, "context_dim"):
+        return module.context_dim
+    parts = list(getattr(module, "context_encoder", module).modules())
+    if hasattr(module, "context_encoder"):  # of a normflows base, context alone
+        return next((p.in_features for p in parts if isinstance(p, nn.Linear)), None)
+    networks = [p for p in parts if isinstance(p, (MADE, ResidualNet))]
+    found = [*(getattr(p, "context_layer", None) for p in parts)]
+    widths = [p.in_features for p in found if isinstance(p, nn.Linear)]
+    widths += [p.context_features for p in networks if getattr(p, "context_features", None)]
+    return widths[0] if widths else 0 if networks else None
 
 
 def smooth_couplings(dim, n_blocks=6, width=64):

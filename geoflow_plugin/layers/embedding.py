@@ -30,6 +30,8 @@ class Embedding(nn.Module):
         If they are no such integers.
     """
 
+    names = "embedding", "embedding"  # of the arguments that its map and its inverse are
+
     def __init__(self, dim, ambient_dim):
         super().__init__()
         check_counts(dim=dim, ambient_dim=ambient_dim)

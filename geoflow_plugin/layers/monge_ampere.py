@@ -99,6 +99,11 @@ class MongeAmpere(Flow):
         self.potential = potential
         self.n_steps, self.step_size, self.solver = n_steps, float(step_size), solver
 
+    @property
+    def context_dim(self):
+        """Columns of the context that the potential needs; None if it does not say."""
+        return context_dim_of(self.potential)
+
     def forward(self, z, context=None):
         """Base points to data points and log |det|, shapes (n, *shape) and (n,)."""
         geometry.check_points(self.space, z, "z")

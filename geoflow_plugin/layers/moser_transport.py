@@ -54,6 +54,11 @@ class MoserTransport(Flow):
         self.rtol, self.atol = rtol, atol
         self.n_evaluations = 0
 
+    @property
+    def context_dim(self):
+        """Columns of the context that the flow needs; None if it does not say."""
+        return self.moser_flow.context_dim if self.moser_flow.conditional else 0
+
     def forward(self, z, context=None):
         """Base points to data points and log |det|, shapes (n, *shape) and (n,)."""
         return self._solve(z, 0.0, 1.0, context)

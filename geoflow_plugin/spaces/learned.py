@@ -52,6 +52,8 @@ def centered_chart(space, center):
 
 @centered_chart.register(Hypersphere)
 def _(space, center):
+    if space.dim == 1:
+        return _angle(center)
     # stereographic, from the antipode, which is all that they leave out
     basis = geometry.tangent_basis(space, center[None])[0]
 
@@ -65,12 +67,27 @@ def _(space, center):
     return coordinates, point
 
 
+def _angle(center):
+    """Counterclockwise from a point of the circle, (n, 2) to (n, 1), and back."""
+    frame = torch.stack([center, torch.stack([-center[1], center[0]])])
+
+    def coordinates(point):
+        cosine, sine = (point @ frame.mT).unbind(-1)
+        return torch.atan2(sine, cosine).unsqueeze(-1)
+
+    def point(coordinates):
+        return torch.cat([coordinates.cos(), coordinates.sin()], dim=-1) @ frame
+
+    return coordinates, point
+
+
 class LearnedManifold(ImmersedSet):
     """The image of a latent space under an injective map, in coordinates of that space.
 
     Points are coordinates (..., dim); ``immersion`` shows them in R^D, ``projection`` takes
     points of R^D to coordinates. Coordinates are those of a ``centered_chart``: angles on
-    circles and tori, stereographic on spheres, whose antipode of the centre they miss.
+    circles and tori, whose immersion goes around; stereographic on spheres of two dimensions
+    and more, whose antipode of the centre they miss.
 
     Parameters
     ----------

@@ -54,7 +54,9 @@ def minimize(
         Rows, as ``batches`` gives them, and the number of the step, from 1, to a scalar
         to differentiate. It may raise an ArithmeticError.
     validate : callable or None
-        No argument, to a float; lower is better. None keeps the last average.
+        No argument, to a float; lower is better, and infinity is never kept. With None, or
+        where it returns None, the last average is kept. What it raises ends training,
+        except an ArithmeticError, which is a bad step.
     batches : Batches
     max_steps : int
     learning_rate : float

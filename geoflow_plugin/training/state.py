@@ -89,6 +89,8 @@ class State:
     def check(self, validate, loss):
         """Judge the average of the weights, and keep it if it is the best so far.
 
+        Without a score there is no best: the last one that is finite is kept.
+
         Raises
         ------
         ArithmeticError
@@ -96,24 +98,27 @@ class State:
         """
         score = self._score(validate)
         finite = all(bool(a.isfinite().all()) for a in self.average)
-        if score < self.best_score or (validate is None and finite):
+        is_best = finite if score is None else score < self.best_score
+        score = math.nan if score is None else score
+        if is_best:
             self.best, self.best_score = _copies(self.average), score
             self.best_step = self.step
         entry = {"step": self.earlier + self.step, "loss": loss, "validation": score}
         for name, value in entry.items():
             self.history[name].append(value)
-        return finite and (validate is None or not math.isnan(score))
+        return finite and (is_best or not math.isnan(score))
 
     @torch.no_grad()
     def _score(self, validate):
         if validate is None:
-            return math.nan
-        current, error, score = _copies(self.parameters), None, math.nan
+            return None
+        current, error, score = _copies(self.parameters), None, None
         _assign(self.parameters, self.average)
         reseed(self.parameters[0].device, self.seed, "validation")
         try:
             with torch.enable_grad():
-                score = float(validate())
+                score = validate()
+                score = None if score is None else float(score)
         except NUMERICAL as raised:
             error = str(raised)
         finally:

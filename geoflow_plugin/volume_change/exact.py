@@ -1,4 +1,4 @@
-"""The exact volume change: dim forward-mode products at once, Gram matrix, Cholesky."""
+"""The exact volume change: dim forward-mode products at once, Gram matrix, Cholesky or QR."""
 
 import warnings
 
@@ -10,12 +10,17 @@ from geoflow_plugin.geometry.forward_mode import jvp
 
 __all__ = ["VolumeChangeError", "forward_mode", "half_log_det", "pushforward", "reverse_mode"]
 
-JITTERS = (1.0, 10.0, 100.0)  # what a Gram matrix may be helped by, in units of rounding
+# Smallest singular values of J, its columns scaled to unit length, in units of rounding.
+# Measured on products of random matrices, alone and with slopes of a network between them,
+# of rank one less than their dimension (2 to 100): at most 7. The error by QR is 4 to 32 over
+# that value (dimensions 2 to 100, every condition, both precisions).
+RANK = 16.0  # not told from zero
+DOUBT = 128.0  # the volume is not good to a tenth of a nat
 NUMBERS = 2**20  # derivatives beyond which arithmetic outweighs calls, and memory counts
 
 
 class VolumeChangeError(FloatingPointError):
-    """J^T J is not positive definite, or not finite, beyond what jitter may mend."""
+    """J^T J is singular to rounding, or not finite."""
 
 
 def pushforward(mapping, points, directions):
@@ -121,48 +126,66 @@ def linear_pullback(mapping, points):
 def half_log_det(derivatives):
     """Half the log determinant of the Gram matrix of vectors (k, n, *out_shape), (n,).
 
+    From the Cholesky factor of the Gram matrix, and where that has lost half of its digits,
+    from a QR decomposition of the vectors, which does not square their condition number.
+
     Raises
     ------
     VolumeChangeError
-        Where the Gram matrix is not positive definite.
+        Where the vectors are dependent to rounding, or not finite.
     """
     rows = derivatives.flatten(2).movedim(0, 1)
-    gram = rows @ rows.mT
-    value, failed = _half_log_det(gram)
-    if bool(failed.any()):
-        return _half_log_det_with_jitter(gram, failed)
-    return value
+    value, weak = _by_cholesky(rows @ rows.mT)
+    if not bool(weak.any()):
+        return value
+    # apart, as what failed has gradients that are not finite
+    firm = rows[~weak]
+    parts = [_by_cholesky(firm @ firm.mT)[0], _by_qr(rows[weak], weak)]
+    order = torch.cat([(~weak).nonzero(), weak.nonzero()]).flatten().argsort()
+    return torch.cat(parts)[order]
 
 
-def _half_log_det(gram):
-    root, info = torch.linalg.cholesky_ex(gram)
-    value = root.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return value, (info != 0) | ~value.isfinite()
+def _by_cholesky(gram):
+    """Half the log determinants of Gram matrices, and where they lost half their digits.
+
+    Of vectors of unit length, so that their scales do not count. The error is some units of
+    rounding times the diagonal of the inverse (4 to 40 in dimensions 2 to 100, measured on
+    random matrices of condition 3 to the inverse of rounding, in both precisions).
+    """
+    squared = gram.diagonal(dim1=-2, dim2=-1)
+    length = squared.sqrt()
+    root, info = torch.linalg.cholesky_ex(gram / (length.unsqueeze(-1) * length.unsqueeze(-2)))
+    value = (length * root.diagonal(dim1=-2, dim2=-1)).log().sum(-1)
+    with torch.no_grad():
+        eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+        inverse = torch.linalg.solve_triangular(root, eye.expand_as(root), upper=False)
+        loss = inverse.square().sum(-2).amax(-1)
+        weak = (info != 0) | ~(loss < torch.finfo(gram.dtype).eps ** -0.5)
+    return value, weak
 
 
-def _half_log_det_with_jitter(gram, failed):
-    """The same where rounding made a Gram matrix indefinite: a little more than it holds."""
-    first = failed
-    size = gram.shape[-1]
-    scale = gram.detach().diagonal(dim1=-2, dim2=-1).mean(-1)
-    rounding = size * torch.finfo(gram.dtype).eps * scale
-    eye = torch.eye(size, dtype=gram.dtype, device=gram.device)
-    for factor in JITTERS:
-        jitter = torch.where(first, factor * rounding, torch.zeros_like(rounding))
-        value, failed = _half_log_det(gram + jitter[:, None, None] * eye)
-        if not bool(failed.any()):
-            warnings.warn(
-                f"J^T J is singular to working precision at {name_samples(first)}; its "
-                f"diagonal was raised by {factor * size:.3g} units of rounding, and the "
-                "volume there is no more than an order of magnitude",
-                stacklevel=2,
-            )
-            return value
-    raise VolumeChangeError(
-        f"mapping: expected an injective derivative, got J^T J that is not positive "
-        f"definite, or not finite, at {name_samples(failed)} (mean of its diagonal there: "
-        f"{float(scale[failed][0]):.3g})."
-    )
+def _by_qr(rows, mask):
+    """The same by QR decompositions of vectors (m, k, D), those of the samples in a mask."""
+    length = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    root = torch.linalg.qr((rows / length).mT).R
+    with torch.no_grad():
+        finite = root.isfinite().flatten(1).all(-1)
+        singular = torch.linalg.svdvals(torch.where(finite[:, None, None], root, 0.0))
+        room = singular[:, -1] / torch.finfo(rows.dtype).eps
+    bad = torch.zeros_like(mask).index_put((mask,), ~(finite & (room > RANK)))
+    if bool(bad.any()):
+        raise VolumeChangeError(
+            "mapping: expected an injective derivative, got J^T J that is singular to "
+            f"rounding in {rows.dtype}, or not finite, at {name_samples(bad)}."
+        )
+    doubtful = torch.zeros_like(mask).index_put((mask,), room < DOUBT)
+    if bool(doubtful.any()):
+        warnings.warn(
+            f"J^T J is nearly singular to working precision at {name_samples(doubtful)}; the "
+            "volume there may be off by a tenth of a nat and more",
+            stacklevel=4,
+        )
+    return (length.squeeze(-1) * root.diagonal(dim1=-2, dim2=-1).abs()).log().sum(-1)
 
 
 def name_samples(mask, most=5):

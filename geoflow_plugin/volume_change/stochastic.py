@@ -17,7 +17,7 @@ from geoflow_plugin.volume_change.block_cg import (
 )
 from geoflow_plugin.volume_change.exact import VolumeChangeError, linear_pullback, name_samples
 
-__all__ = ["NormalOperator", "estimate", "random_signs", "solve", "surrogate"]
+__all__ = ["NormalOperator", "estimate", "quadrature", "random_signs", "solve", "surrogate"]
 
 
 class NormalOperator:
@@ -127,6 +127,12 @@ def surrogate(operator, signs, solved):
 
 
 @torch.no_grad()
+def quadrature(solved):
+    """What each probe says of 1/2 log det J^T J, (n, k), by Lanczos quadrature."""
+    return 0.5 * log_quadrature(solved)
+
+
+@torch.no_grad()
 def estimate(operator, signs, solved):
     """Estimate of 1/2 log det J^T J, shape (n,), and its standard error, (n,).
 
@@ -139,7 +145,7 @@ def estimate(operator, signs, solved):
     """
     missed = _true_residual(operator(solved.solution), signs)
     _report(missed, 2 * _tolerance(signs), solved, "value")
-    values = 0.5 * log_quadrature(solved)
+    values = quadrature(solved)
     k = values.shape[1]
     error = values.std(-1) / k**0.5 if k > 1 else torch.full_like(values[:, 0], torch.inf)
     return values.mean(-1), error

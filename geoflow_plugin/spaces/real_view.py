@@ -222,6 +222,11 @@ def _(space):
     return geometry.Model(space.complex_space, lambda x: x[..., 0], _with_zeros)
 
 
+@geometry.metrics.register(RealAxis)
+def _(space):
+    return geometry.metrics(space.complex_space)
+
+
 @geometry.projection.register(RealAxis)
 def _(space, point):
     return _with_zeros(geometry.projection(space.complex_space, point[..., 0]))

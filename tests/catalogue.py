@@ -67,7 +67,10 @@ from geomstats.geometry.spd_matrices import (
     SPDMatrices,
     SPDPowerMetric,
 )
-from geomstats.geometry.special_euclidean import SpecialEuclidean
+from geomstats.geometry.special_euclidean import (
+    SpecialEuclidean,
+    SpecialEuclideanMatricesLieAlgebra,
+)
 from geomstats.geometry.special_orthogonal import SpecialOrthogonal
 from geomstats.geometry.stiefel import Stiefel
 from geomstats.geometry.symmetric_matrices import (
@@ -88,6 +91,7 @@ from geomstats.information_geometry.multinomial import MultinomialDistributions
 from geomstats.information_geometry.normal import (
     CenteredNormalDistributions,
     DiagonalNormalDistributions,
+    GeneralNormalDistributions,
     UnivariateNormalDistributions,
 )
 from geomstats.information_geometry.poisson import PoissonDistributions
@@ -142,6 +146,7 @@ CATALOGUE = {
     "SE3": lambda: SpecialEuclidean(3),
     "SE2 vectors": lambda: SpecialEuclidean(2, point_type="vector"),
     "SE3 vectors": lambda: SpecialEuclidean(3, point_type="vector"),
+    "SpecialEuclideanMatricesLieAlgebra(2)": lambda: SpecialEuclideanMatricesLieAlgebra(2),
     "Stiefel(4, 2)": lambda: Stiefel(4, 2),
     "Stiefel(3, 1)": lambda: Stiefel(3, 1),
     "Grassmannian(4, 2)": lambda: Grassmannian(4, 2),
@@ -219,6 +224,7 @@ CATALOGUE = {
     "UnivariateNormalDistributions": lambda: UnivariateNormalDistributions(),
     "CenteredNormalDistributions(2)": lambda: CenteredNormalDistributions(2),
     "DiagonalNormalDistributions(2)": lambda: DiagonalNormalDistributions(2),
+    "GeneralNormalDistributions(2)": lambda: GeneralNormalDistributions(2),
     "ExponentialDistributions": lambda: ExponentialDistributions(),
     "PoissonDistributions": lambda: PoissonDistributions(),
     "GeometricDistributions": lambda: GeometricDistributions(),
@@ -274,6 +280,11 @@ REFUSED = {
         lambda: HPDMatrices(2),
         "complex arrays; RealView(space) is the same space in real ones",
     ),
+    "SE(n) under invariant metrics": (
+        None,
+        "served are the left-invariant one of vectors and the canonical one of matrices",
+    ),
+    "GraphSpace up to renumbering": (None, "stratified: not a manifold"),
     "HilbertSphere": (None, "infinite dimension: no volume"),
     "DiscreteCurvesStartingAtOrigin": (None, _PATHS),
     "DiscreteSurfaces": (None, _PATHS),

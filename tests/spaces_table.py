@@ -48,10 +48,8 @@ uniform measure of a level set is a pool of 65,536 points from a shell, moved al
 surface; its volume has a stated error (`spaces.level_set_measure.log_volume_error`), means
 over it share an error of 0.4 % of a standard deviation. Up to six numbers a point, compact.
 
-**Without a row.** Invariant metrics on SE(n) matrices, right-invariant ones on SE(n)
-vectors, and `GraphSpace` up to renumbering (stratified) are refused. `GraphSpace` itself is
-`Matrices`; `SpecialEuclideanMatricesLieAlgebra` is a linear space as others. SPD Lie-Cholesky
-has its log for 2 x 2 matrices alone.
+**Without a row.** `GraphSpace` is `Matrices`. SPD Lie-Cholesky has its log for 2 x 2 matrices
+alone.
 
 **Normal laws.** On spaces without cut locus, exp of a normal vector; on spheres, SO(n) and
 Kendall shapes the sum over all preimages; on Stiefel and Grassmann manifolds the Cayley map

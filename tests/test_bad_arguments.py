@@ -35,6 +35,10 @@ SPACE = ["sphere", None, 3]
 PATH = [3, None, 1.5]
 
 SPHERE, PLANE, R3 = make_space("S2"), Euclidean(2), make_space("R3")
+MESH = gf.spaces.MeshSurface(
+    [[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    [[0, 2, 1], [0, 1, 3], [1, 2, 3], [0, 3, 2]],
+)
 FIXED = torch.Generator().manual_seed(0)
 X = torch.nn.functional.normalize(torch.randn(20, 3, generator=FIXED), dim=1)
 FLAT = torch.randn(20, 3, generator=FIXED)
@@ -604,6 +608,11 @@ TABLE = {
             "generator": GENERATOR,
             "dtype": DTYPE,
         },
+    ),
+    "networks.EigenfunctionField": (
+        networks.EigenfunctionField,
+        {"space": MESH, "n_eigenfunctions": 2},
+        {"space": SPACE, "n_eigenfunctions": [*COUNT, None], "dtype": DTYPE},
     ),
     "networks.FourierField": (
         networks.FourierField,

@@ -55,7 +55,7 @@ class WrappedNormal(Distribution):
             raise ValueError(f"scale: expected one positive number, got {scale}.")
         self.register_buffer("mean", mean.detach().to(self.dtype).clone())
         self.register_buffer("scale", scale.detach().clone())
-        self._log_prob(self.mean[None])  # refuses a space without normal laws
+        self._log_prob_at(self.mean[None], self.scale)  # refuses a space without normal laws
 
     @classmethod
     def supports(cls, space):

@@ -1,5 +1,6 @@
 """What laws are tried on."""
 
+import functools
 import math
 
 import torch
@@ -9,6 +10,7 @@ from geoflow_plugin.calculus import value_and_divergence
 from geoflow_plugin.distributions.checks import as_device
 from geoflow_plugin.distributions.uniform import Uniform
 from geoflow_plugin.distributions.wrapped_normal import WrappedNormal
+from geoflow_plugin.geometry.forward_mode import jvp
 from geoflow_plugin.testing.figures import worst
 
 
@@ -54,6 +56,34 @@ class Case:
     def tangent(self, x):
         """The tangent vectors of ``field``."""
         return value_and_divergence(self.space, self.field, x)[0]
+
+    @functools.cached_property
+    def near(self):
+        """Points, tangent vectors of 0.1 units or less, and where they lead.
+
+        Geodesics of a metric that is not complete may leave the space; nine in ten must not.
+        """
+        x, vector = self.points, self.tangent(self.points)
+        length = geometry.inner_product(self.space, vector, vector, x).sqrt()
+        short = 0.1 * self.unit
+        shrink = (short / length.clamp_min(short)).reshape(-1, *[1] * (vector.ndim - 1))
+        vector = vector * shrink
+        end = geometry.exp(self.space, vector, x)
+        stays = geometry.belongs(self.space, end)
+        if float(stays.double().mean()) < 0.9:
+            stays = torch.ones_like(stays)
+        return x[stays], vector[stays], end[stays]
+
+    @functools.cached_property
+    def along(self):
+        """Points and velocities half way along these geodesics."""
+        x, vector, _ = self.near
+        half = x.new_full((len(x), *[1] * (x.ndim - 1)), 0.5)
+        return jvp(
+            lambda t: geometry.exp(self.space, t * vector, x),
+            (half,),
+            (torch.ones_like(half),),
+        )
 
     @property
     def finite_atol(self):

@@ -28,7 +28,7 @@ def _volume(case, n):
         # laws go round the space more often than is summed
         length = math.exp(geometry.log_volume(case.space) / geometry.dim(case.space))
         widths = [length / 2**k for k in range(2, 7)]
-        pilots = [_weights(case, width, n) for width in widths]
+        pilots = [_weights(case, width, n // 4 + 1) for width in widths]
         even = [float(w.mean() ** 2 / w.square().mean().clamp_min(1e-300)) for w in pilots]
         return standard_errors(_weights(case, widths[even.index(max(even))], n), 1.0)
     try:

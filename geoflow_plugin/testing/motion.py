@@ -17,59 +17,34 @@ def _exponential_follows_tangents(case):
     return first_order_error(geometry.exp, case)
 
 
-def _near(case):
-    """Points, tangent vectors of 0.1 units or less, and where they lead.
-
-    Geodesics of a metric that is not complete may leave the space; nine in ten must not.
-    """
-    vector = case.tangent(case.points)
-    length = geometry.inner_product(case.space, vector, vector, case.points).sqrt()
-    short = 0.1 * case.unit
-    vector = vector * (short / length.clamp_min(short)).reshape(-1, *[1] * (vector.ndim - 1))
-    near = geometry.exp(case.space, vector, case.points)
-    stays = geometry.belongs(case.space, near)
-    if float(stays.double().mean()) < 0.9:
-        stays = torch.ones_like(stays)
-    return case.points[stays], vector[stays], near[stays]
-
-
 def _exponential_stays_on_the_space(case):
-    _, _, near = _near(case)
+    _, _, near = case.near
     return worst(geometry.constraint_residual(case.space, near) / size(near))
 
 
-def _along(case):
-    """Points, tangent vectors, and points and velocities half way along their geodesics."""
-    x, vector, _ = _near(case)
-    half = x.new_full((len(x), *[1] * (x.ndim - 1)), 0.5)
-    middle, velocity = jvp(
-        lambda t: geometry.exp(case.space, t * vector, x), (half,), (torch.ones_like(half),)
-    )
-    return x, vector, middle, velocity
-
-
 def _geodesics_keep_their_speed(case):
-    x, vector, middle, velocity = _along(case)
+    x, vector, _ = case.near
+    middle, velocity = case.along
     before = geometry.inner_product(case.space, vector, vector, x).sqrt()
     after = geometry.inner_product(case.space, velocity, velocity, middle).sqrt()
     return worst(after - before) / case.unit
 
 
 def _geodesics_go_on_as_geodesics(case):
-    x, vector, middle, velocity = _along(case)
-    end = geometry.exp(case.space, vector, x)
+    x, _, end = case.near
+    middle, velocity = case.along
     other = geometry.exp(case.space, velocity / 2, middle)
     return worst((end - other).flatten(1).norm(dim=1) / size(x))
 
 
 def _logarithm_undoes_the_exponential(case):
-    x, vector, near = _near(case)
+    x, vector, near = case.near
     back = geometry.log(case.space, near, x)
     return worst((back - vector).flatten(1).norm(dim=1) / size(x))
 
 
 def _distance_is_the_length_of_the_logarithm(case):
-    x, vector, near = _near(case)
+    x, vector, near = case.near
     length = geometry.inner_product(case.space, vector, vector, x).sqrt()
     forth = geometry.dist(case.space, x, near)
     back = geometry.dist(case.space, near, x)

@@ -7,11 +7,11 @@ potentials see the isometric image in R^7, a space of its own, ``EmbeddedKleinBo
 import math
 
 import torch
-from geomstats.geometry.hypersphere import Hypersphere
 from geomstats.geometry.klein_bottle import KleinBottle, KleinBottleMetric
 
 from geoflow_plugin import geometry
 from geoflow_plugin.geometry.forward_mode import scaled
+from geoflow_plugin.spaces.sphere import sphere
 
 geometry.frobenius_scale.register(KleinBottleMetric)(lambda metric: 1.0)
 
@@ -134,14 +134,6 @@ def _wrapped(offset, scale, period):
 # contract forbids. Along x the kernel is the normal law of tan(pi dx) / pi, which goes
 # smoothly to zero on the circle opposite, where mirror images meet; along y von Mises'.
 
-_CIRCLE: list[Hypersphere] = []
-
-
-def _circle():
-    if not _CIRCLE:  # made once: making it calls geomstats' backend
-        _CIRCLE.append(Hypersphere(1))
-    return _CIRCLE[0]
-
 
 @geometry.kernel_separation.register(KleinBottle, KleinBottleMetric)
 def _(space, point, centers):
@@ -157,7 +149,7 @@ def _(space, point, centers):
 def _(space, bandwidth):
     c = geometry.metric_scale(space)
     h = bandwidth / math.sqrt(c)
-    along_y = geometry.log_kernel_normalizer(_circle(), 2 * math.pi * h)
+    along_y = geometry.log_kernel_normalizer(sphere(1), 2 * math.pi * h)
     return 0.5 * math.log(2 * math.pi) + h.log() + along_y + math.log(c / (2 * math.pi))
 
 
@@ -167,7 +159,7 @@ def _(space, center, bandwidth, generator=None):
     normal = geometry.random_normal(h.shape, center, generator)
     dx = (math.pi * h * normal).atan() / math.pi
     start = torch.stack([torch.ones_like(h), torch.zeros_like(h)], dim=-1)
-    turned = geometry.random_kernel(_circle(), start, 2 * math.pi * h, generator)
+    turned = geometry.random_kernel(sphere(1), start, 2 * math.pi * h, generator)
     dy = torch.atan2(turned[..., 1], turned[..., 0]) / (2 * math.pi)
     return geometry.projection(space, center + torch.stack([dx, dy], dim=-1))
 

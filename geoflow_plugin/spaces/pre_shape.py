@@ -1,13 +1,11 @@
 """Kendall's pre-shape space: centred k x m matrices of unit norm, a sphere in disguise."""
 
 import torch
-from geomstats.geometry.hypersphere import Hypersphere
 from geomstats.geometry.pre_shape import PreShapeMetric, PreShapeSpace
 
 from geoflow_plugin import geometry
 from geoflow_plugin.spaces.linear import helmert
-
-_SPHERES: dict[int, Hypersphere] = {}
+from geoflow_plugin.spaces.sphere import sphere
 
 
 @geometry.frobenius_scale.register(PreShapeMetric)
@@ -27,10 +25,8 @@ def _from_sphere(space, array):
 
 @geometry.model.register(PreShapeSpace, geometry.FlatMetric)
 def _sphere_model(space):
-    if space.dim not in _SPHERES:
-        _SPHERES[space.dim] = Hypersphere(space.dim)
     return geometry.Model(
-        _SPHERES[space.dim],
+        sphere(space.dim),
         lambda x: _to_sphere(space, x),
         lambda z: _from_sphere(space, z),
     )

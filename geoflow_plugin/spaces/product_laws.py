@@ -1,5 +1,6 @@
 """Measures on products: volumes, uniform and normal laws, kernels, charts."""
 
+import functools
 import math
 
 import torch
@@ -84,16 +85,20 @@ def _(space, point, centers):
     return squared, log_volume
 
 
-@register_product(geometry.random_wrapped_normal)
-def _(space, mean, scale, generator=None):
+def _drawn(function, space, center, scale, generator=None):
+    """Draws of a law in every factor, as wide as the metric of the product makes it there."""
     factors, scales = factors_and_scales(space)
     return join(
         space,
         [
-            geometry.random_wrapped_normal(f, m, scale / math.sqrt(c), generator)
-            for f, c, m in zip(factors, scales, split(space, mean), strict=True)
+            function(f, part, scale / math.sqrt(c), generator)
+            for f, c, part in zip(factors, scales, split(space, center), strict=True)
         ],
     )
+
+
+for _function in (geometry.random_wrapped_normal, geometry.random_kernel):
+    register_product(_function)(functools.partial(_drawn, _function))
 
 
 @register_product(geometry.log_kernel_normalizer)
@@ -120,18 +125,6 @@ def _(space):
     return min(
         math.sqrt(scale) * geometry.kernel_radius(factor)
         for factor, scale in zip(*factors_and_scales(space), strict=True)
-    )
-
-
-@register_product(geometry.random_kernel)
-def _(space, center, bandwidth, generator=None):
-    factors, scales = factors_and_scales(space)
-    return join(
-        space,
-        [
-            geometry.random_kernel(f, part, bandwidth / math.sqrt(scale), generator)
-            for f, scale, part in zip(factors, scales, split(space, center), strict=True)
-        ],
     )
 
 

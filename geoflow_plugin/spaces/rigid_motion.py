@@ -20,6 +20,7 @@ from geoflow_plugin.geometry.dispatch import UnsupportedError
 from geoflow_plugin.spaces import rotation_vector
 from geoflow_plugin.spaces.euclidean import euclidean, register_open_set
 from geoflow_plugin.spaces.linear import skew_basis
+from geoflow_plugin.spaces.sphere import sphere
 
 Matrices = type(SpecialEuclidean(2, equip=False))
 PlaneVectors = type(SpecialEuclidean(2, point_type="vector", equip=False))
@@ -35,7 +36,7 @@ def _product(kind, n):
             rotations = SpecialOrthogonal(n)
             rotations.metric = 2.0 * rotations.metric
         else:
-            rotations = rotation_vector.circle() if n == 2 else SpecialOrthogonal(n)
+            rotations = sphere(1) if n == 2 else SpecialOrthogonal(n)
         _PRODUCTS[kind, n] = ProductManifold([rotations, euclidean(n)])
     return _PRODUCTS[kind, n]
 

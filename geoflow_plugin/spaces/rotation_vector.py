@@ -10,7 +10,6 @@ therefore see unit vectors and matrices (``geometry.embed``).
 import math
 
 import torch
-from geomstats.geometry.hypersphere import Hypersphere
 from geomstats.geometry.invariant_metric import BiInvariantMetric
 from geomstats.geometry.special_orthogonal import SpecialOrthogonal
 
@@ -19,20 +18,13 @@ from geoflow_plugin.geometry.dispatch import UnsupportedError
 from geoflow_plugin.geometry.forward_mode import scaled
 from geoflow_plugin.spaces.euclidean import register_open_set
 from geoflow_plugin.spaces.rotations import unit_quaternion
+from geoflow_plugin.spaces.sphere import sphere
 
 Angles = type(SpecialOrthogonal(2, point_type="vector", equip=False))
 RotationVectors = type(SpecialOrthogonal(3, point_type="vector", equip=False))
 InvariantVectorMetric = type(SpecialOrthogonal(2, point_type="vector").metric)
 
-_CIRCLE: list[Hypersphere] = []
 _GROUPS: dict[int, SpecialOrthogonal] = {}
-
-
-def circle():
-    """The unit circle, made once: making it calls geomstats' backend."""
-    if not _CIRCLE:
-        _CIRCLE.append(Hypersphere(1))
-    return _CIRCLE[0]
 
 
 def rotation_group(n):
@@ -57,7 +49,7 @@ def angle_from_circle(point):
 
 @geometry.model.register(Angles, geometry.FlatMetric)
 def _(space):
-    return geometry.Model(circle(), circle_from_angle, angle_from_circle)
+    return geometry.Model(sphere(1), circle_from_angle, angle_from_circle)
 
 
 # Rotation vectors ---------------------------------------------------------------------

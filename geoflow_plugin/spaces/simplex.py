@@ -8,7 +8,6 @@ in finite time. Normal laws, kernels and charts are therefore those of the log-r
 import math
 
 import torch
-from geomstats.geometry.hypersphere import Hypersphere
 from geomstats.information_geometry.multinomial import (
     MultinomialDistributions,
     MultinomialMetric,
@@ -18,15 +17,7 @@ from geoflow_plugin import geometry
 from geoflow_plugin.spaces.euclidean import euclidean
 from geoflow_plugin.spaces.information import into_orthant, outside_orthant
 from geoflow_plugin.spaces.linear import helmert
-
-_SPHERES: dict[int, Hypersphere] = {}
-
-
-def sphere(dim):
-    """Unit sphere of a dimension, made once: making it calls geomstats' backend."""
-    if dim not in _SPHERES:
-        _SPHERES[dim] = Hypersphere(dim)
-    return _SPHERES[dim]
+from geoflow_plugin.spaces.sphere import sphere
 
 
 @geometry.projection.register(MultinomialDistributions)

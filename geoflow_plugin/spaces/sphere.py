@@ -13,6 +13,16 @@ from geoflow_plugin.geometry.dispatch import UnsupportedError
 _WRAPS = 4  # full turns kept on each side; exp(-(8 pi)^2 / 2 scale^2) is dropped
 
 
+_SPHERES: dict[int, Hypersphere] = {}
+
+
+def sphere(dim):
+    """Unit sphere of a dimension, made once: making it calls geomstats' backend."""
+    if dim not in _SPHERES:
+        _SPHERES[dim] = Hypersphere(dim)
+    return _SPHERES[dim]
+
+
 def _extrinsic(space):
     if space.intrinsic:
         raise UnsupportedError(

@@ -17,7 +17,6 @@ References
 import math
 
 import torch
-from geomstats.geometry.hypersphere import Hypersphere
 from geomstats.geometry.stiefel import Stiefel, StiefelCanonicalMetric
 
 from geoflow_plugin import geometry
@@ -26,6 +25,7 @@ from geoflow_plugin.spaces.carried_normal import register_carried_normal
 from geoflow_plugin.spaces.frames import orthonormal_complement
 from geoflow_plugin.spaces.linear import skew_basis
 from geoflow_plugin.spaces.rotations import polar_factor
+from geoflow_plugin.spaces.sphere import sphere
 
 
 @open_function
@@ -104,18 +104,12 @@ def _(metric):
     return 1.0 if metric._space.p == 1 else None
 
 
-_SPHERES: dict[int, Hypersphere] = {}
-
-
 @geometry.model.register(Stiefel, StiefelCanonicalMetric)
 def _(space):
     if space.p > 1:
         return None
-    if space.n not in _SPHERES:
-        _SPHERES[space.n] = Hypersphere(space.n - 1)
-    return geometry.Model(
-        _SPHERES[space.n], lambda x: x.squeeze(-1), lambda y: y.unsqueeze(-1)
-    )
+    found = sphere(space.n - 1)
+    return geometry.Model(found, lambda x: x.squeeze(-1), lambda y: y.unsqueeze(-1))
 
 
 def _generator(tangent_vec, base_point):

@@ -24,7 +24,7 @@ from geomstats.geometry.stiefel import Stiefel, StiefelCanonicalMetric
 from geoflow_plugin import geometry
 from geoflow_plugin.spaces.frames import orthonormal_complement
 from geoflow_plugin.spaces.geodesics import polish_logarithm
-from geoflow_plugin.spaces.simplex import sphere
+from geoflow_plugin.spaces.sphere import sphere
 
 _N_STEPS = 20  # of the iteration that finds the start of Newton's method
 
